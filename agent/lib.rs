@@ -1,0 +1,3 @@
+//! The daemon around the engine.
+
+pub mod config;

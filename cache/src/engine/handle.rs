@@ -1,0 +1,225 @@
+//! The handle: how everyone else speaks to the engine. Sends commands and waits for answers; holds no state.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::engine::view::{
+    EnsureRequest, EnsureUpdate, EvictReport, FlightView, ImportedFile, LeaseView, ModelFilter, ModelPage, ModelView,
+    NodeView, Occurrence,
+};
+use crate::fault::Fault;
+use crate::ids::{FlightId, LeaseId, ModelKey, OriginName, Seq};
+
+/// Commands that may wait for the engine. It answers in microseconds; more than this means that it hangs.
+pub const COMMANDS_MAX: usize = 1024;
+/// Updates that a caller may leave unread before progress is dropped for it (plan and end never are).
+pub const UPDATES_MAX: usize = 16;
+/// Occurrences that a watcher may leave unread before it is told to resync.
+pub const WATCH_MAX: usize = 1024;
+
+/// A question or an order to the engine.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Ensure(EnsureRequest, oneshot::Sender<Result<mpsc::Receiver<EnsureUpdate>, Fault>>),
+    Flight(FlightId, oneshot::Sender<Result<FlightView, Fault>>),
+    Flights(oneshot::Sender<Vec<FlightView>>),
+    CancelFlight(FlightId, String, oneshot::Sender<Result<(), Fault>>),
+    Pin { models: Vec<ModelKey>, owner: String, ttl: Duration, reply: oneshot::Sender<Result<LeaseView, Fault>> },
+    Unpin(LeaseId, oneshot::Sender<Result<LeaseView, Fault>>),
+    Leases(oneshot::Sender<Vec<LeaseView>>),
+    Evict { models: Vec<ModelKey>, by: String, reply: oneshot::Sender<Result<EvictReport, Fault>> },
+    Models { filter: ModelFilter, after: Option<ModelKey>, max: u32, reply: oneshot::Sender<ModelPage> },
+    Model(ModelKey, oneshot::Sender<Result<ModelView, Fault>>),
+    Refresh(Option<OriginName>, oneshot::Sender<Result<(), Fault>>),
+    Node(oneshot::Sender<NodeView>),
+    Watch(Option<Seq>, oneshot::Sender<Watch>),
+    Import { path: PathBuf, dry_run: bool, reply: oneshot::Sender<Result<mpsc::Receiver<ImportedFile>, Fault>> },
+    Verify { models: Vec<ModelKey>, reply: oneshot::Sender<Result<mpsc::Receiver<Verified>, Fault>> },
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// What a verification found for one model.
+#[derive(Debug, Clone)]
+pub struct Verified {
+    /// The model.
+    pub model: ModelKey,
+    /// Its size.
+    pub bytes: u64,
+    /// Pieces that do not match; a repair flight fetches them again. `Err` if it could not be read at all.
+    pub pieces_bad: Result<u64, Fault>,
+}
+
+/// A watcher's view: what it missed, then what happens.
+#[derive(Debug)]
+pub struct Watch {
+    /// What happened since the given number and is still remembered.
+    pub past: Vec<Occurrence>,
+    /// Whether something between the given number and `past` is forgotten: list everything again.
+    pub gap: bool,
+    /// What happens from here on. Lagging behind by more than `WATCH_MAX` is told as an error: list everything again.
+    pub live: tokio::sync::broadcast::Receiver<Occurrence>,
+}
+
+/// Speaks to the engine. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct EngineHandle {
+    commands: mpsc::Sender<Command>,
+}
+
+impl EngineHandle {
+    pub(crate) fn new(commands: mpsc::Sender<Command>) -> Self {
+        Self { commands }
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Fault> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| Fault::ShuttingDown)?;
+        answer.await.map_err(|_| Fault::ShuttingDown)
+    }
+
+    /// Makes models ready and tells as it goes: one plan, then progress, then exactly one end.
+    ///
+    /// Dropping the receiver stops nothing, unless the request says `cancel_on_drop` and nobody else wants the models.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Invalid`], [`Fault::Busy`] and [`Fault::ShuttingDown`] come here; all else ends the stream.
+    pub async fn ensure(&self, request: EnsureRequest) -> Result<mpsc::Receiver<EnsureUpdate>, Fault> {
+        self.ask(|reply| Command::Ensure(request, reply)).await?
+    }
+
+    /// One flight, under way or ended not long ago.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::NotFound`] if it never was or is forgotten.
+    pub async fn flight(&self, flight: FlightId) -> Result<FlightView, Fault> {
+        self.ask(|reply| Command::Flight(flight, reply)).await?
+    }
+
+    /// All flights under way.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ShuttingDown`].
+    pub async fn flights(&self) -> Result<Vec<FlightView>, Fault> {
+        self.ask(Command::Flights).await
+    }
+
+    /// Stops a flight for everyone who waits for it. Finished pieces are kept.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::NotFound`].
+    pub async fn cancel_flight(&self, flight: FlightId, by: String) -> Result<(), Fault> {
+        self.ask(|reply| Command::CancelFlight(flight, by, reply)).await?
+    }
+
+    /// Holds models against eviction until the lease ends. Models that are not stored yet are held once they are.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Invalid`] for an empty list, an empty owner or a ttl of zero or above `lease_max`; [`Fault::Busy`]; [`Fault::NotFound`].
+    pub async fn pin(&self, models: Vec<ModelKey>, owner: String, ttl: Duration) -> Result<LeaseView, Fault> {
+        self.ask(|reply| Command::Pin { models, owner, ttl, reply }).await?
+    }
+
+    /// Ends a lease.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::NotFound`].
+    pub async fn unpin(&self, lease: LeaseId) -> Result<LeaseView, Fault> {
+        self.ask(|reply| Command::Unpin(lease, reply)).await?
+    }
+
+    /// All leases.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ShuttingDown`].
+    pub async fn leases(&self) -> Result<Vec<LeaseView>, Fault> {
+        self.ask(Command::Leases).await
+    }
+
+    /// Removes models from the disk. Held ones stay and are reported.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Invalid`] for an empty list.
+    pub async fn evict(&self, models: Vec<ModelKey>, by: String) -> Result<EvictReport, Fault> {
+        self.ask(|reply| Command::Evict { models, by, reply }).await?
+    }
+
+    /// One page of models, in the order of their keys, starting behind `after`.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ShuttingDown`].
+    pub async fn models(&self, filter: ModelFilter, after: Option<ModelKey>, max: u32) -> Result<ModelPage, Fault> {
+        self.ask(|reply| Command::Models { filter, after, max, reply }).await
+    }
+
+    /// One model.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::NotFound`] if no origin and no tier knows it.
+    pub async fn model(&self, model: ModelKey) -> Result<ModelView, Fault> {
+        self.ask(|reply| Command::Model(model, reply)).await?
+    }
+
+    /// Lists origins again (all, or one) and returns when that is done.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::NotFound`] for an unknown origin, or the origin's own fault.
+    pub async fn refresh(&self, origin: Option<OriginName>) -> Result<(), Fault> {
+        self.ask(|reply| Command::Refresh(origin, reply)).await?
+    }
+
+    /// The node.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ShuttingDown`].
+    pub async fn node(&self) -> Result<NodeView, Fault> {
+        self.ask(Command::Node).await
+    }
+
+    /// What happened after `since` (all that is remembered if `None`), and what happens from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ShuttingDown`].
+    pub async fn watch(&self, since: Option<Seq>) -> Result<Watch, Fault> {
+        self.ask(|reply| Command::Watch(since, reply)).await
+    }
+
+    /// Adopts a file, or every model file below a folder. One row for each file, as it goes.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Invalid`] if the path cannot be read.
+    pub async fn import(&self, path: PathBuf, dry_run: bool) -> Result<mpsc::Receiver<ImportedFile>, Fault> {
+        self.ask(|reply| Command::Import { path, dry_run, reply }).await?
+    }
+
+    /// Reads stored models (all if the list is empty) and compares every piece with its digest. What does not match is
+    /// withdrawn and fetched again, piece by piece.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::NotFound`] if a named model is not stored.
+    pub async fn verify(&self, models: Vec<ModelKey>) -> Result<mpsc::Receiver<Verified>, Fault> {
+        self.ask(|reply| Command::Verify { models, reply }).await?
+    }
+
+    /// Drains: stops new work, journals finished pieces, and returns when everything is on the disk.
+    pub async fn shutdown(&self) {
+        // An engine that is gone already has drained.
+        let _ = self.ask(Command::Shutdown).await;
+    }
+}

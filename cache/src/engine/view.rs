@@ -1,0 +1,569 @@
+//! What the engine tells about itself: plain values, no channels. The proto messages mirror these words.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Wall;
+use crate::fault::Fault;
+use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Seq, Sha256Digest};
+
+/// A tier. Smaller is faster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tier {
+    /// L3: the disk of the node.
+    Nvme,
+    /// L4: an origin.
+    Origin,
+}
+
+/// Demand goes before prefetch, always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// A guess: stoppable, yields to demand.
+    Prefetch,
+    /// Somebody waits.
+    Demand,
+}
+
+/// How sure we are of a blob's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trust {
+    /// It matched a BLAKE3 digest that an origin's manifest promised.
+    Blake3,
+    /// It matched a SHA-256 digest that an origin promised.
+    Sha256,
+    /// No digest was known: size, identity at the origin and structure were checked, and the digest computed then is what it is held to now.
+    FirstUse,
+    /// It was imported from this node's disk; its digest was computed then.
+    Imported,
+}
+
+/// A request to make models ready.
+#[derive(Debug, Clone)]
+pub struct EnsureRequest {
+    /// What is wanted; 1 to `models_per_request_max`, duplicates allowed.
+    pub models: Vec<ModelKey>,
+    /// Demand or prefetch.
+    pub priority: Priority,
+    /// Whether the fetch stops when this caller's stream is dropped and nobody else wants it.
+    pub cancel_on_drop: bool,
+    /// Shortest time between two progress updates. Clamped to 50 ms..60 s.
+    pub progress_interval: Duration,
+    /// Who asks, for events and logs; at most 200 characters.
+    pub client: String,
+}
+
+/// What an ensure's stream says: one plan, then progress, then exactly one of the last two.
+#[derive(Debug, Clone)]
+pub enum EnsureUpdate {
+    /// What is known at the start.
+    Plan(EnsurePlan),
+    /// How far it is.
+    Progress(EnsureProgress),
+    /// Everything is ready.
+    Ready(EnsureReady),
+    /// At least one model could not be made ready. The others may be.
+    Failed(EnsureFailed),
+}
+
+/// What an ensure will do.
+#[derive(Debug, Clone)]
+pub struct EnsurePlan {
+    /// The caller's number.
+    pub ensure: EnsureId,
+    /// One row for each distinct model, in the order asked.
+    pub models: Vec<PlannedModel>,
+    /// Bytes of all models.
+    pub bytes_total: u64,
+    /// Bytes that must come from origins (finished pieces of an earlier try not counted).
+    pub bytes_to_fetch: u64,
+}
+
+/// One model of a plan.
+#[derive(Debug, Clone)]
+pub struct PlannedModel {
+    /// The model.
+    pub model: ModelKey,
+    /// Its size.
+    pub bytes: u64,
+    /// Its blob, if the digest is known.
+    pub blob: Option<BlobId>,
+    /// The tier it is in now.
+    pub tier: Tier,
+    /// The flight that brings it, if it is not there.
+    pub flight: Option<FlightId>,
+    /// Whether that flight was under way before this request.
+    pub joined: bool,
+    /// The origin it would come from first.
+    pub origin: Option<OriginName>,
+}
+
+/// How far an ensure is.
+#[derive(Debug, Clone)]
+pub struct EnsureProgress {
+    /// Time since the request.
+    pub elapsed: Duration,
+    /// Bytes of the set that are on this node.
+    pub bytes_done: u64,
+    /// Bytes of the set.
+    pub bytes_total: u64,
+    /// Bytes a second over the last seconds.
+    pub bytes_per_second: u64,
+    /// Expected time to the end, if a rate is known.
+    pub remaining: Option<Duration>,
+    /// One row for each distinct model, in the order asked.
+    pub models: Vec<ModelProgress>,
+}
+
+/// How far one model is.
+#[derive(Debug, Clone)]
+pub struct ModelProgress {
+    /// The model.
+    pub model: ModelKey,
+    /// Its size.
+    pub bytes_total: u64,
+    /// Bytes of it that are on this node.
+    pub bytes_done: u64,
+    /// What happens to it now.
+    pub phase: Phase,
+}
+
+/// What happens to a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Waits for room, for a connection, or for an origin that asked us to wait.
+    Waiting,
+    /// Stored bytes are checked before they are believed.
+    Checking,
+    /// Bytes arrive.
+    Fetching,
+    /// Whole: the digest is compared, the file made durable and named.
+    Finishing,
+    /// Whole, verified, in place.
+    Ready,
+    /// It failed.
+    Failed,
+}
+
+/// The good end of an ensure.
+#[derive(Debug, Clone)]
+pub struct EnsureReady {
+    /// Time since the request.
+    pub elapsed: Duration,
+    /// Bytes that came from origins for this set while the caller waited.
+    pub bytes_fetched: u64,
+    /// One row for each distinct model, in the order asked.
+    pub models: Vec<ReadyModel>,
+}
+
+/// A model that is ready.
+#[derive(Debug, Clone)]
+pub struct ReadyModel {
+    /// The model.
+    pub model: ModelKey,
+    /// Where ComfyUI opens it.
+    pub path: PathBuf,
+    /// Its content.
+    pub blob: BlobId,
+    /// Its size.
+    pub bytes: u64,
+    /// The tier it was in when it was asked for.
+    pub from: Tier,
+    /// How its content was checked.
+    pub trust: Trust,
+}
+
+/// The bad end of an ensure.
+#[derive(Debug, Clone)]
+pub struct EnsureFailed {
+    /// Time since the request.
+    pub elapsed: Duration,
+    /// The first fault, which decides the status.
+    pub fault: Fault,
+    /// The models that failed, and why. Empty if the set as a whole was refused.
+    pub models: Vec<(ModelKey, Fault)>,
+}
+
+/// A flight, as seen from outside.
+#[derive(Debug, Clone)]
+pub struct FlightView {
+    /// Its number.
+    pub flight: FlightId,
+    /// The models that it will appear as.
+    pub models: Vec<ModelKey>,
+    /// Its digest, if known.
+    pub blob: Option<BlobId>,
+    /// Demand or prefetch.
+    pub priority: Priority,
+    /// What happens now.
+    pub phase: Phase,
+    /// Its size.
+    pub bytes_total: u64,
+    /// Bytes on this node.
+    pub bytes_done: u64,
+    /// Requests to origins that are under way for it.
+    pub connections: u32,
+    /// Failed attempts so far.
+    pub retries: u32,
+    /// Callers that wait for it.
+    pub waiters: u32,
+    /// Time since it began.
+    pub elapsed: Duration,
+    /// How it ended, if it has: `Ok` means stored. Ended flights are remembered for a while.
+    pub ended: Option<Result<(), Fault>>,
+}
+
+/// A model, as seen from outside.
+#[derive(Debug, Clone)]
+pub struct ModelView {
+    /// The model.
+    pub model: ModelKey,
+    /// Its size.
+    pub bytes: u64,
+    /// Its digest, if known.
+    pub blob: Option<BlobId>,
+    /// Its SHA-256, if known.
+    pub sha256: Option<Sha256Digest>,
+    /// The fastest tier that has it whole.
+    pub tier: Tier,
+    /// Where ComfyUI opens it, if it is on the disk.
+    pub path: Option<PathBuf>,
+    /// How its content was checked, if it is on the disk.
+    pub trust: Option<Trust>,
+    /// When it was last asked for or used.
+    pub last_used: Option<Wall>,
+    /// Leases that hold it.
+    pub leases: Vec<LeaseId>,
+    /// The flight that brings it, if one is under way.
+    pub flight: Option<FlightId>,
+    /// Where it can be fetched.
+    pub sources: Vec<SourceView>,
+}
+
+/// Where one origin has one model.
+#[derive(Debug, Clone)]
+pub struct SourceView {
+    /// The origin.
+    pub origin: OriginName,
+    /// Its path there.
+    pub path: String,
+    /// Its ETag, if the origin gave one.
+    pub etag: Option<String>,
+}
+
+/// Which models to list.
+#[derive(Debug, Clone, Default)]
+pub struct ModelFilter {
+    /// Only this folder (aliases resolved).
+    pub folder: Option<String>,
+    /// Only keys that contain this text, ignoring case.
+    pub contains: Option<String>,
+    /// Only models in this tier.
+    pub tier: Option<Tier>,
+    /// Only models that a lease holds.
+    pub pinned: bool,
+}
+
+/// One page of models, in the order of their keys.
+#[derive(Debug, Clone)]
+pub struct ModelPage {
+    /// The rows.
+    pub models: Vec<ModelView>,
+    /// The last key of this page, if there are more: where the next page starts.
+    pub next: Option<ModelKey>,
+    /// All models that match, on all pages.
+    pub total: u64,
+}
+
+/// A pin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseView {
+    /// Its number.
+    pub lease: LeaseId,
+    /// Who holds it.
+    pub owner: String,
+    /// What it holds.
+    pub models: Vec<ModelKey>,
+    /// When it ends by itself.
+    pub expires: Wall,
+}
+
+/// What an eviction did.
+#[derive(Debug, Clone, Default)]
+pub struct EvictReport {
+    /// Models whose names and bytes are gone.
+    pub evicted: Vec<(ModelKey, u64)>,
+    /// Models that stay, and why.
+    pub kept: Vec<(ModelKey, Fault)>,
+    /// Bytes given back to the disk.
+    pub bytes_freed: u64,
+}
+
+/// The node.
+#[derive(Debug, Clone)]
+pub struct NodeView {
+    /// Time since the engine started.
+    pub uptime: Duration,
+    /// One row for each tier that has a budget here.
+    pub tiers: Vec<TierView>,
+    /// One row for each origin.
+    pub origins: Vec<OriginView>,
+    /// Flights under way.
+    pub flights: u32,
+    /// Callers that wait.
+    pub ensures: u32,
+    /// Leases held.
+    pub leases: u32,
+    /// Models that some origin or tier knows.
+    pub models_known: u64,
+    /// Where ComfyUI finds models.
+    pub models_path: PathBuf,
+}
+
+/// A tier's budget.
+#[derive(Debug, Clone)]
+pub struct TierView {
+    /// The tier.
+    pub tier: Tier,
+    /// Bytes that it may hold now.
+    pub capacity: u64,
+    /// Bytes that it holds.
+    pub used: u64,
+    /// Bytes promised to flights on top of that.
+    pub reserved: u64,
+    /// Models that it holds.
+    pub models: u64,
+    /// Bytes that a lease or a flight keeps from being evicted.
+    pub held: u64,
+    /// How it works here: `direct`, `buffered`.
+    pub mode: String,
+}
+
+/// How an origin is.
+#[derive(Debug, Clone)]
+pub struct OriginView {
+    /// Its name.
+    pub origin: OriginName,
+    /// `s3`, `http` or `folder`.
+    pub kind: String,
+    /// Its address, without secrets.
+    pub address: String,
+    /// Whether its last answer was a good one.
+    pub state: OriginState,
+    /// What went wrong last, if it is not up.
+    pub detail: String,
+    /// Models that it has.
+    pub models: u64,
+    /// When it was last listed.
+    pub listed: Option<Wall>,
+    /// Connections in use.
+    pub connections: u32,
+    /// Connections that it may have now: found by measuring, at most the configured bound.
+    pub connections_allowed: u32,
+    /// Bytes a second over the last seconds.
+    pub bytes_per_second: u64,
+}
+
+/// Whether an origin answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OriginState {
+    /// Not asked yet.
+    Unknown,
+    /// Its last answer was good.
+    Up,
+    /// It asked us to wait.
+    Throttled,
+    /// It does not answer, or refuses.
+    Down,
+}
+
+/// Something that happened, in the order it happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Occurrence {
+    /// Its place in the order.
+    pub seq: Seq,
+    /// When.
+    pub at: Wall,
+    /// What.
+    pub what: What,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum What {
+    /// The daemon opened its store.
+    Started {
+        /// Blobs found whole.
+        blobs: u64,
+        /// Bytes of them.
+        bytes: u64,
+    },
+    /// A model became whole and visible.
+    Stored {
+        /// The model.
+        model: ModelKey,
+        /// Its content.
+        blob: BlobId,
+        /// Its size.
+        bytes: u64,
+        /// Bytes of it that came from origins: less than its size after a resume or a repair, 0 if the blob was there under another name.
+        fetched: u64,
+        /// The origin it came from, if any.
+        origin: Option<OriginName>,
+        /// How it was checked.
+        trust: Trust,
+        /// Time from the start of its flight.
+        elapsed_ms: u64,
+    },
+    /// A model left the disk.
+    Evicted {
+        /// The model.
+        model: ModelKey,
+        /// Its content.
+        blob: BlobId,
+        /// Bytes given back (0 if another name keeps the blob).
+        bytes: u64,
+        /// Why.
+        reason: EvictReason,
+        /// When it was last used.
+        last_used: Wall,
+    },
+    /// A flight ended badly.
+    FlightFailed {
+        /// The flight.
+        flight: FlightId,
+        /// The models it was for.
+        models: Vec<ModelKey>,
+        /// The kind of fault.
+        fault: String,
+        /// In words.
+        detail: String,
+    },
+    /// Stored bytes are not what they were: the model was withdrawn and the bad pieces are fetched again.
+    Damaged {
+        /// The models.
+        models: Vec<ModelKey>,
+        /// The content it should be.
+        blob: BlobId,
+        /// Pieces that do not match.
+        pieces_bad: u64,
+        /// What was seen.
+        detail: String,
+    },
+    /// A lease began.
+    Pinned {
+        /// The lease.
+        lease: LeaseId,
+        /// Who holds it.
+        owner: String,
+        /// What it holds.
+        models: Vec<ModelKey>,
+    },
+    /// A lease ended.
+    Unpinned {
+        /// The lease.
+        lease: LeaseId,
+        /// Who held it.
+        owner: String,
+        /// Whether it expired by itself.
+        expired: bool,
+    },
+    /// An origin changed its state.
+    Origin {
+        /// The origin.
+        origin: OriginName,
+        /// Its new state.
+        state: OriginState,
+        /// Why.
+        detail: String,
+    },
+    /// An origin was listed.
+    Listed {
+        /// The origin.
+        origin: OriginName,
+        /// Models found.
+        models: u64,
+    },
+}
+
+/// Why a model left a tier.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "why", rename_all = "snake_case")]
+pub enum EvictReason {
+    /// Room was needed, and the policy chose it.
+    Room {
+        /// The model that needed it.
+        wanted_by: ModelKey,
+        /// The policy.
+        policy: String,
+    },
+    /// Somebody asked for it.
+    Asked {
+        /// Who.
+        by: String,
+    },
+    /// The budget or the file system shrank.
+    Shrunk {
+        /// Bytes over the budget.
+        over: u64,
+    },
+    /// The origin has another content under this name now, and that was fetched.
+    Replaced {
+        /// The new content.
+        by: BlobId,
+    },
+}
+
+/// What an import did with one file.
+#[derive(Debug, Clone)]
+pub struct ImportedFile {
+    /// The file.
+    pub file: PathBuf,
+    /// What came of it.
+    pub outcome: ImportOutcome,
+}
+
+/// What came of one file of an import.
+#[derive(Debug, Clone)]
+pub enum ImportOutcome {
+    /// It is a model now.
+    Adopted {
+        /// Its name.
+        model: ModelKey,
+        /// Its content.
+        blob: BlobId,
+        /// Its size.
+        bytes: u64,
+        /// How its bytes came in.
+        how: ImportHow,
+        /// Why it is in that folder: `path`, `safetensors header` or `file name`.
+        classified_by: &'static str,
+    },
+    /// It stays outside.
+    Skipped {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How an imported file's bytes came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportHow {
+    /// A hard link: no byte moved.
+    HardLink,
+    /// A reflink: shared extents.
+    Reflink,
+    /// A copy, because it lies on another file system.
+    Copy,
+    /// The content was stored already; only the name is new.
+    Known,
+}
