@@ -94,12 +94,12 @@ async fn pieces(
         while offset < range.end {
             let mut block = lines.pool.acquire().await;
             while !block.is_full() && offset + (block.len() as u64) < range.end {
-                let most = usize::try_from(range.end - offset).unwrap_or(usize::MAX) - block.len();
+                let left = range.end - offset - block.len() as u64;
+                let most = block.remaining().min(usize::try_from(left).unwrap_or(usize::MAX));
                 let bytes = stream.next(most).await.map_err(|error| broken(lines, fetch, &error))?;
-                let taken = block.fill(&bytes);
-                hasher.update(&bytes[..taken]);
-                received.fetch_add(taken as u64, Ordering::Relaxed);
-                stream.put_back(bytes, taken);
+                block.fill(&bytes);
+                hasher.update(&bytes);
+                received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             }
             let at = offset;
             offset += block.len() as u64;
@@ -145,22 +145,6 @@ impl Stream<'_> {
         Ok(self.rest.split_to(most))
     }
 
-    /// Gives back what did not fit.
-    fn put_back(&mut self, bytes: Bytes, taken: usize) {
-        if taken == bytes.len() {
-            return;
-        }
-        let left = bytes.slice(taken..);
-        if self.rest.is_empty() {
-            self.rest = left;
-            return;
-        }
-        let mut joined = Vec::with_capacity(left.len() + self.rest.len());
-        joined.extend_from_slice(&left);
-        joined.extend_from_slice(&self.rest);
-        self.rest = joined.into();
-    }
-
     /// The body must end where the pieces end. Reading its end also gives the connection back.
     async fn end(&mut self) -> Result<(), OriginError> {
         match self.body.next().await {
@@ -178,9 +162,7 @@ fn broken(lines: &Lines, fetch: &Fetch, error: &OriginError) -> Broken {
         OriginError::Throttled { status, retry_after, .. } => {
             Broken::Throttled { status: *status, retry_after: *retry_after }
         }
-        error if error.is_transient() => {
-            Broken::Transient { detail: error.to_string(), status: error.status() }
-        }
+        error if error.is_transient() => Broken::Transient { detail: error.to_string(), status: error.status() },
         error => Broken::Refused(error.fault(lines.origin.name(), &fetch.source.path)),
     }
 }

@@ -36,8 +36,8 @@ impl State {
                 let known = self.requests.get(request).is_some_and(|request| request.flight == *id);
                 claim(known, &|| format!("flight {id} has a request that is not under way"));
             }
-            let ended = flight.is_ending();
-            claim(ended || self.by_name.get(&flight.name).is_some(), &|| format!("flight {id} cannot be joined"));
+            let opened = self.flights.values().filter(|other| other.is_open && other.name == flight.name).count();
+            claim(opened <= 1, &|| format!("{opened} flights have the file of flight {id} open"));
         }
         for lane in &self.lanes {
             let running = self.requests.values().filter(|request| request.source.origin == lane.origin).count() as u32;

@@ -103,10 +103,20 @@ impl State {
         flight.last_origin = Some(source.origin.clone());
         self.lanes[lane].running += 1;
         let all = 0..flight.layout.pieces();
-        let (first, count) = if whole { (0, all.end) } else { (pieces.first().copied().unwrap_or(0), pieces.len() as u32) };
+        let (first, count) =
+            if whole { (0, all.end) } else { (pieces.first().copied().unwrap_or(0), pieces.len() as u32) };
         let skip = if whole { all.filter(|piece| !pieces.contains(piece)).collect() } else { Vec::new() };
         let priority = flight.priority;
-        self.out.push(Effect::Fetch(Fetch { request, flight: id, source: source.clone(), first, count, whole, skip, priority }));
+        self.out.push(Effect::Fetch(Fetch {
+            request,
+            flight: id,
+            source: source.clone(),
+            first,
+            count,
+            whole,
+            skip,
+            priority,
+        }));
         self.requests.insert(request, Request { flight: id, source, left: pieces, whole, priority, aborting: false });
     }
 
@@ -151,7 +161,8 @@ impl State {
         if flight.stage != Stage::Fetching {
             return;
         }
-        let left: BTreeSet<u32> = ended.left.into_iter().filter(|piece| flight.cvs[*piece as usize].is_none()).collect();
+        let left: BTreeSet<u32> =
+            ended.left.into_iter().filter(|piece| flight.cvs[*piece as usize].is_none()).collect();
         flight.pending.extend(&left);
         match result {
             // A request that says it is done but owes pieces is a broken one.
@@ -218,8 +229,7 @@ impl State {
         }
         if tries >= self.config.fetch.attempts_max {
             let detail = format!("it asked to slow down {tries} times (http {status})");
-            let fault =
-                Fault::OriginUnavailable { origin: origin.clone(), status: Some(status), retry_after, detail };
+            let fault = Fault::OriginUnavailable { origin: origin.clone(), status: Some(status), retry_after, detail };
             self.source_failed(id, origin, &fault, now);
         }
     }
@@ -260,10 +270,10 @@ impl State {
     }
 
     /// When the next back-off or pause ends.
-    pub(super) fn next_retry(&self) -> Option<Tick> {
+    pub(super) fn next_retry(&self, now: Tick) -> Option<Tick> {
         let delayed = self.flights.values().flat_map(|flight| flight.delayed.values().copied());
         let wanted = self.flights.values().any(|flight| flight.stage == Stage::Fetching && !flight.pending.is_empty());
-        let paused = self.lanes.iter().map(|lane| lane.paused_until).filter(|until| wanted && *until > Tick::default());
+        let paused = self.lanes.iter().map(|lane| lane.paused_until).filter(|until| wanted && *until > now);
         delayed.chain(paused).min()
     }
 

@@ -68,7 +68,8 @@ impl State {
             return;
         }
         let mut seen = BTreeSet::new();
-        let models: Vec<ModelKey> = request.models.iter().filter(|model| seen.insert((*model).clone())).cloned().collect();
+        let models: Vec<ModelKey> =
+            request.models.iter().filter(|model| seen.insert((*model).clone())).cloned().collect();
         let mut wants = Vec::with_capacity(models.len());
         for model in models {
             wants.push(self.want(model));
@@ -157,9 +158,9 @@ impl State {
                 self.start_scrub(blob, &detail);
             }
             Found::Missing => {
-                self.missing(blob);
-                self.each_want(|want| want.step == waiting, &Step::Missing);
+                self.each_want(|want| want.hold == Some(blob), &Step::Missing);
                 self.drop_holds(blob);
+                self.missing(blob);
             }
             Found::Unreadable(fault) => {
                 self.each_want(|want| want.step == waiting, &Step::Failed(fault));

@@ -13,7 +13,6 @@ use crate::ids::{BlobId, FlightId, ModelKey, OriginName, Sha256Digest};
 use crate::piece::{self, Cv, Layout};
 use crate::store::{PartialName, StoredLink};
 
-
 /// One fetch of one blob. All who want that blob share it.
 #[derive(Debug)]
 pub(crate) struct Flight {
@@ -32,6 +31,8 @@ pub(crate) struct Flight {
     pub(crate) disk_busy: bool,
     /// Whether an unfinished file of it exists.
     pub(crate) has_file: bool,
+    /// Whether the executor has that file open.
+    pub(crate) is_open: bool,
     /// Bytes of the disk budget that it holds.
     pub(crate) reserved: u64,
     pub(crate) cvs: Vec<Option<Cv>>,
@@ -152,10 +153,10 @@ impl State {
         };
         let name = digest.map_or_else(|| PartialName::of_source(first), PartialName::of_blob);
         let source = Some(first.clone());
-        if let Some(id) = self.by_name.get(&name).copied()
-            && let Some(flight) = self.flights.get_mut(&id)
-            && !flight.is_ending()
+        if let Some((id, flight)) =
+            self.flights.iter_mut().find(|(_, flight)| flight.name == name && !flight.is_ending())
         {
+            let id = *id;
             let committing = matches!(flight.stage, Stage::Committing(_));
             if !committing || flight.models.contains_key(model) {
                 flight.models.insert(model.clone(), source);
@@ -182,6 +183,7 @@ impl State {
             stage: Stage::Waiting,
             disk_busy: false,
             has_file: false,
+            is_open: false,
             reserved: 0,
             cvs: vec![None; layout.pieces() as usize],
             pending: (0..layout.pieces()).collect(),
@@ -196,7 +198,6 @@ impl State {
             last_origin: None,
         };
         self.flights.insert(id, flight);
-        self.by_name.insert(name, id);
         Ok((id, false))
     }
 
@@ -246,6 +247,7 @@ impl State {
         let Some(flight) = self.flights.get_mut(&id) else { return };
         flight.disk_busy = false;
         flight.has_file |= pieces.is_ok();
+        flight.is_open = pieces.is_ok();
         if flight.is_ending() {
             return;
         }
@@ -294,7 +296,9 @@ impl State {
         let cvs: Vec<Cv> = flight.cvs.iter().flatten().copied().collect();
         let root = piece::root(flight.layout, &cvs);
         match flight.digest {
-            Some(digest) if digest != root => self.corrupt(id, format!("blake3 {digest}"), format!("blake3 {root}"), now),
+            Some(digest) if digest != root => {
+                self.corrupt(id, format!("blake3 {digest}"), format!("blake3 {root}"), now)
+            }
             _ => flight.stage = Stage::Whole(root),
         }
     }
@@ -342,9 +346,6 @@ impl State {
     /// A flight's blob is on the disk under its names.
     fn land(&mut self, id: FlightId, blob: Option<BlobId>, commit: Commit, now: Tick) {
         let Some(flight) = self.flights.remove(&id) else { return };
-        if self.by_name.get(&flight.name) == Some(&id) {
-            self.by_name.remove(&flight.name);
-        }
         let cvs: Vec<Cv> = flight.cvs.iter().flatten().copied().collect();
         let blob = blob.unwrap_or_else(|| piece::root(flight.layout, &cvs));
         let bytes = flight.layout.bytes();
@@ -404,5 +405,38 @@ impl State {
         for request in requests {
             self.abort(request);
         }
+    }
+
+    /// Stops a flight for everyone who waits for it. Finished pieces are kept.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::NotFound`].
+    pub fn cancel(&mut self, id: FlightId, by: &str, now: Tick) -> Result<Vec<Effect>, Fault> {
+        if self.flights.get(&id).is_none_or(Flight::is_ending) {
+            let hint = "it ended or never was; see tierd flights".to_owned();
+            return Err(Fault::NotFound { what: format!("flight {id}"), hint });
+        }
+        self.end_flight(id, &Fault::Cancelled { by: by.to_owned() }, Keep::Pieces, now);
+        self.settle(now);
+        Ok(std::mem::take(&mut self.out))
+    }
+
+    /// Ends every flight and every caller, because the daemon does. Finished pieces are kept.
+    pub fn drain(&mut self, now: Tick) -> Vec<Effect> {
+        let flights: Vec<FlightId> = self.flights.keys().copied().collect();
+        for id in flights {
+            self.end_flight(id, &Fault::ShuttingDown, Keep::Pieces, now);
+        }
+        let unsettled = |step: &Step| !step.is_settled();
+        self.each_want(|want| unsettled(&want.step), &Step::Failed(Fault::ShuttingDown));
+        self.settle(now);
+        std::mem::take(&mut self.out)
+    }
+
+    /// Whether no flight is left, not even an ending one.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.flights.is_empty()
     }
 }

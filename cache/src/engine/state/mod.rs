@@ -23,7 +23,7 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -119,7 +119,6 @@ pub struct State {
     /// Unfinished blobs that are being deleted.
     discarding: BTreeMap<PartialName, u64>,
     flights: BTreeMap<FlightId, Flight>,
-    by_name: HashMap<PartialName, FlightId>,
     ended: BTreeMap<FlightId, flight::Ended>,
     ensures: BTreeMap<EnsureId, Ensure>,
     leases: BTreeMap<LeaseId, Lease>,
@@ -174,7 +173,6 @@ impl State {
             partials: BTreeMap::new(),
             discarding: BTreeMap::new(),
             flights: BTreeMap::new(),
-            by_name: HashMap::new(),
             ended: BTreeMap::new(),
             ensures: BTreeMap::new(),
             leases: BTreeMap::new(),
@@ -236,8 +234,8 @@ impl State {
 
     /// The next tick at which something happens by itself: a back-off or a lease ends.
     #[must_use]
-    pub fn next_wake(&self) -> Option<Tick> {
+    pub fn next_wake(&self, now: Tick) -> Option<Tick> {
         let leases = self.leases.values().map(|lease| lease.ends);
-        leases.chain(self.next_retry()).min()
+        leases.chain(self.next_retry(now)).min()
     }
 }

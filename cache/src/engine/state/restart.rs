@@ -3,10 +3,11 @@
 use crate::clock::Tick;
 use crate::engine::event::{Effect, Relocated, RequestId};
 use crate::engine::state::State;
+use crate::engine::state::ensure::Step;
 use crate::engine::state::flight::{Ended, Keep, Stage};
 use crate::engine::view::FlightView;
 use crate::fault::Fault;
-use crate::ids::{FlightId, OriginName};
+use crate::ids::{BlobId, FlightId, OriginName};
 use crate::piece::Layout;
 use crate::store::PartialName;
 
@@ -19,7 +20,7 @@ impl State {
     /// An object is not the one that was listed: its flight looks it up again, and mixes no old byte with a new one.
     pub(super) fn source_changed(&mut self, id: FlightId, origin: &OriginName, now: Tick) {
         let Some(flight) = self.flights.get_mut(&id) else { return };
-        if flight.stage != Stage::Fetching {
+        if flight.stage != Stage::Fetching || flight.excluded.contains(origin) {
             return;
         }
         let Some(model) = flight.models.keys().next().cloned() else { return };
@@ -39,7 +40,12 @@ impl State {
         }
     }
 
-    pub(super) fn relocated(&mut self, id: FlightId, result: Result<(OriginName, Option<Relocated>), Fault>, now: Tick) {
+    pub(super) fn relocated(
+        &mut self,
+        id: FlightId,
+        result: Result<(OriginName, Option<Relocated>), Fault>,
+        now: Tick,
+    ) {
         let Some(flight) = self.flights.get_mut(&id).filter(|flight| flight.stage == Stage::Relocating) else { return };
         match result {
             Ok((_, Some(found))) => {
@@ -49,6 +55,9 @@ impl State {
                 flight.digest = found.blake3;
                 flight.sha256 = found.sha256;
                 flight.layout = Layout::new(found.source.bytes);
+                flight.cvs = vec![None; flight.layout.pieces() as usize];
+                flight.forget_pieces();
+                flight.excluded.clear();
                 flight.sources = vec![found.source];
                 flight.stage = Stage::Restarting;
             }
@@ -96,33 +105,49 @@ impl State {
         let name = flight.digest.map_or_else(|| PartialName::of_source(first), PartialName::of_blob);
         let before = std::mem::replace(&mut flight.name, name);
         let bytes = std::mem::take(&mut flight.reserved);
-        flight.cvs = vec![None; flight.layout.pieces() as usize];
         flight.forget_pieces();
         flight.suspect = None;
         flight.has_file = false;
+        flight.is_open = false;
         flight.stage = Stage::Waiting;
-        if self.by_name.get(&before) == Some(&id) {
-            self.by_name.remove(&before);
-        }
-        self.by_name.entry(name).or_insert(id);
         self.disk.settle(bytes);
         self.discarding.insert(before, bytes);
         self.out.push(Effect::Close(id));
         self.out.push(Effect::Discard(before));
     }
 
+    /// A flight that waited for its room finds its blob stored: only its names are missing.
+    pub(super) fn arrived_otherwise(&mut self, id: FlightId, blob: BlobId, now: Tick) {
+        let Some(flight) = self.flights.remove(&id) else { return };
+        let mut held = 0;
+        for want in self.ensures.values_mut().flat_map(|ensure| &mut ensure.wants) {
+            if want.step == Step::Flying(id) {
+                // Looked at like any stored blob, then named.
+                want.step = Step::Inspecting(blob);
+                want.hold = Some(blob);
+                held += 1;
+            }
+        }
+        if let Some(stored) = self.blobs.get_mut(&blob) {
+            stored.holds += held;
+            let models = stored.models.iter().cloned().collect();
+            self.out.push(Effect::Inspect { blob, models });
+        }
+        let view = self.flight_view(id, &flight, now);
+        self.remember(view, Ok(()));
+    }
+
     /// The end of an ended flight: its file becomes an unfinished blob that nobody has open, or is deleted.
     pub(super) fn let_go(&mut self, id: FlightId, keep: Keep, now: Tick) {
         let Some(flight) = self.flights.remove(&id) else { return };
-        if self.by_name.get(&flight.name) == Some(&id) {
-            self.by_name.remove(&flight.name);
-        }
         if !flight.has_file {
             self.disk.unreserve(flight.reserved);
             return;
         }
         self.disk.settle(flight.reserved);
-        self.out.push(Effect::Close(id));
+        if flight.is_open {
+            self.out.push(Effect::Close(id));
+        }
         match keep {
             Keep::Pieces => {
                 self.partials.insert(flight.name, (flight.reserved, now));

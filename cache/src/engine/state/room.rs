@@ -30,7 +30,7 @@ impl State {
             let Some(entry) = self.catalog.get(model) else { continue };
             let Some(first) = entry.sources.first() else { continue };
             let name = entry.blake3.map_or_else(|| PartialName::of_source(first), PartialName::of_blob);
-            let flying = self.by_name.get(&name).is_some_and(|id| !self.flights[id].is_ending());
+            let flying = self.flights.values().any(|flight| flight.name == name && !flight.is_ending());
             if names.insert(name) && !flying && !self.partials.contains_key(&name) {
                 needed += entry.bytes;
             }
@@ -95,11 +95,19 @@ impl State {
     fn grant(&mut self, id: FlightId, now: Tick) -> bool {
         let flight = &self.flights[&id];
         let (name, bytes) = (flight.name, flight.layout.bytes());
-        let others = self.flights.iter().any(|(other, flight)| *other != id && flight.name == name);
-        let removing = flight.digest.is_some_and(|blob| self.blobs.contains_key(&blob));
-        if others || removing || self.discarding.contains_key(&name) {
+        let ahead = |(other, flight): (&FlightId, &super::flight::Flight)| {
+            *other != id && flight.name == name && (flight.stage != Stage::Waiting || *other < id)
+        };
+        let taken = self.flights.iter().any(ahead) || self.discarding.contains_key(&name);
+        match flight.digest.and_then(|blob| self.blobs.get(&blob).map(|stored| (blob, stored.fate))) {
+            Some((blob, Fate::Kept)) => {
+                self.arrived_otherwise(id, blob, now);
+                return true;
+            }
             // The file belongs to somebody who is about to let go of it. Nobody else waits for that.
-            return true;
+            Some(_) => return true,
+            None if taken => return true,
+            None => {}
         }
         if let Some((held, _)) = self.partials.get(&name).copied() {
             self.partials.remove(&name);
@@ -123,7 +131,8 @@ impl State {
         }
         let wanted_by = flight.models.keys().next().cloned();
         let policy = self.policy.name().to_owned();
-        let reason = |_: &Self| wanted_by.clone().map(|wanted_by| EvictReason::Room { wanted_by, policy: policy.clone() });
+        let reason =
+            |_: &Self| wanted_by.clone().map(|wanted_by| EvictReason::Room { wanted_by, policy: policy.clone() });
         let found = self.clear(short - leaving, &reason, now);
         if leaving + found >= short {
             return false;

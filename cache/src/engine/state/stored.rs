@@ -104,7 +104,13 @@ impl State {
             if old.models.is_empty() && old.fate == Fate::Kept {
                 let (bytes, last_used) = (old.bytes, old.last_used);
                 let reason = EvictReason::Replaced { by: blob };
-                self.out.push(Effect::Record(What::Evicted { model: model.clone(), blob: before.blob, bytes, reason, last_used }));
+                self.out.push(Effect::Record(What::Evicted {
+                    model: model.clone(),
+                    blob: before.blob,
+                    bytes,
+                    reason,
+                    last_used,
+                }));
             }
         }
         if let Some(stored) = self.blobs.get_mut(&blob) {
@@ -198,8 +204,15 @@ impl State {
         self.start_removal(blob);
     }
 
+    /// Reads a blob because somebody wants to know.
+    pub fn verify(&mut self, blob: BlobId, now: Tick) -> Vec<Effect> {
+        self.start_scrub(blob, "asked for");
+        self.settle(now);
+        std::mem::take(&mut self.out)
+    }
+
     /// Reads a blob because something touched it, or because somebody wants to know.
-    pub fn start_scrub(&mut self, blob: BlobId, detail: &str) {
+    pub(super) fn start_scrub(&mut self, blob: BlobId, detail: &str) {
         let Some(stored) = self.blobs.get_mut(&blob).filter(|stored| stored.fate == Fate::Kept) else { return };
         stored.fate = Fate::Scrubbing;
         tracing::info!(%blob, detail, "stored bytes are checked");
@@ -236,7 +249,7 @@ impl State {
             Ok(name) => {
                 let Some(stored) = self.forget(blob) else { return };
                 self.partials.insert(name, (stored.bytes, now));
-                self.each_want(|want| want.step == waiting, &Step::Missing);
+                self.each_want(|want| want.hold == Some(blob), &Step::Missing);
                 self.repair(&stored, now);
             }
             Err(fault) => {
@@ -324,8 +337,7 @@ impl State {
     }
 
     pub(super) fn expire_leases(&mut self, now: Tick) {
-        let over: Vec<LeaseId> =
-            self.leases.iter().filter(|(_, lease)| lease.ends <= now).map(|(id, _)| *id).collect();
+        let over: Vec<LeaseId> = self.leases.iter().filter(|(_, lease)| lease.ends <= now).map(|(id, _)| *id).collect();
         for lease in over {
             let Some(ended) = self.leases.remove(&lease) else { continue };
             self.out.push(Effect::EndLease(lease));
@@ -393,7 +405,8 @@ impl State {
         if blob.holds > 0 {
             return Some(format!("{} callers are being served", blob.holds));
         }
-        let lease = self.leases.values().find(|lease| lease.view.models.iter().any(|model| blob.models.contains(model)));
+        let lease =
+            self.leases.values().find(|lease| lease.view.models.iter().any(|model| blob.models.contains(model)));
         lease.map(|lease| format!("lease {} of {:?}", lease.view.lease, lease.view.owner))
     }
 }
