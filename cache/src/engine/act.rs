@@ -25,7 +25,10 @@ impl Engine {
                 });
             }
             Effect::Scrub(blob) => self.scrub(blob),
-            Effect::Bless(blob) => self.store.bless(blob),
+            Effect::Bless(blob) => {
+                let store = self.store.clone();
+                self.in_background(move || store.bless(blob));
+            }
             Effect::Withdraw { blob, bad } => self.on_disk(move |store, _| {
                 let result = store.withdraw(blob, &bad).map_err(Fault::from);
                 Done::Event(Event::Withdrawn { blob, result })

@@ -85,7 +85,8 @@ async fn pieces(
     } else {
         lines.origin.read(&source.path, range, source.bytes, &source.validator).await
     };
-    let mut stream = Stream { lines, body: body.map_err(|error| broken(lines, fetch, &error))?, rest: Bytes::new() };
+    let body = body.map_err(|error| broken(lines, fetch, &error))?;
+    let mut stream = Stream { lines, path: source.path.clone(), body, rest: Bytes::new() };
     for piece in fetch.first..fetch.first + fetch.count {
         let skip = fetch.skip.binary_search(&piece).is_ok();
         let range = layout.range(piece);
@@ -126,6 +127,7 @@ async fn pieces(
 /// A body, cut where blocks and pieces end.
 struct Stream<'a> {
     lines: &'a Lines,
+    path: String,
     body: Body,
     rest: Bytes,
 }
@@ -134,7 +136,7 @@ impl Stream<'_> {
     /// The next bytes, at most `most`.
     async fn next(&mut self, most: usize) -> Result<Bytes, OriginError> {
         while self.rest.is_empty() {
-            self.rest = self.body.next().await.ok_or(OriginError::Truncated { got: 0, want: most as u64 })??;
+            self.rest = self.body.next().await.ok_or_else(|| self.short(most))??;
             let bytes = self.rest.len() as u64;
             self.lines.total.fetch_add(bytes, Ordering::Relaxed);
             for pace in &self.lines.paces {
@@ -143,6 +145,11 @@ impl Stream<'_> {
         }
         let most = most.min(self.rest.len());
         Ok(self.rest.split_to(most))
+    }
+
+    /// The origin enforces lengths; this is what is left if it did not.
+    fn short(&self, most: usize) -> OriginError {
+        OriginError::Truncated { path: self.path.clone(), got: 0, want: most as u64 }
     }
 
     /// The body must end where the pieces end. Reading its end also gives the connection back.

@@ -3,6 +3,7 @@
 //! Facts pass through here; payload bytes never do. Nothing in the loop waits: what takes time runs beside it and reports.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -94,6 +95,7 @@ pub(crate) struct Engine {
     /// Set once: long reads of the disk stop soon after.
     pub(crate) halt: Arc<AtomicBool>,
     pub(crate) refresh_interval: Duration,
+    pub(crate) models_path: PathBuf,
     pub(crate) next_ensure: u64,
     /// When the state wants to be told that time passed.
     pub(crate) wake: Tick,
@@ -122,7 +124,6 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         let opened = Origin::open(origin).map_err(|error| error.fault(&origin.name, ""))?;
         origins.push(Arc::new(opened));
     }
-    let order: Vec<OriginName> = config.origins.iter().map(|origin| origin.name.clone()).collect();
     let state_config = StateConfig {
         fetch: config.fetch.clone(),
         limits: config.limits.clone(),
@@ -143,7 +144,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         scribe,
         lines,
         pool,
-        sources: Sources::new(order),
+        sources: Sources::new(&origins),
         origin_states: HashMap::new(),
         done,
         callers: Callers::default(),
@@ -155,6 +156,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         scrubs: Arc::new(Semaphore::new(SCRUBS_MAX)),
         halt: Arc::new(AtomicBool::new(false)),
         refresh_interval: config.refresh_interval,
+        models_path: config.store.models.clone(),
         next_ensure: 1,
         wake: Tick(u64::MAX),
         synced: clock.now(),

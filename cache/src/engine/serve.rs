@@ -12,7 +12,6 @@ use crate::engine::event::Event;
 use crate::engine::handle::{Command, Verified};
 use crate::engine::run::{Done, Engine, Evicting};
 use crate::engine::scribe::Note;
-use crate::engine::sources;
 use crate::engine::view::{
     EnsureRequest, EnsureUpdate, ImportOutcome, ImportedFile, NodeView, OriginState, OriginView, What,
 };
@@ -226,7 +225,7 @@ impl Engine {
         for origin in origins {
             let (done, at, sender) = (self.done.clone(), self.clock.wall(), sender.clone());
             tokio::spawn(async move {
-                let result = sources::list(&origin, at).await.map_err(|error| error.fault(origin.name(), "listing"));
+                let result = origin.snapshot(at).await.map_err(|error| error.fault(origin.name(), "listing"));
                 let (told, heard) = oneshot::channel();
                 let _ = done.send(Done::Listed(origin.name().clone(), result, Some(told))).await;
                 let _ = sender.send(heard.await.unwrap_or(Err(Fault::ShuttingDown))).await;
@@ -284,7 +283,7 @@ impl Engine {
             ensures,
             leases,
             models_known,
-            models_path: self.store.models().to_owned(),
+            models_path: self.models_path.clone(),
         }
     }
 

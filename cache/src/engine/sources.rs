@@ -15,7 +15,7 @@ use crate::origin::{Origin, OriginError};
 const FOUND_MAX: usize = 10_000;
 
 /// What every origin is known to have.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Sources {
     order: Vec<OriginName>,
     snapshots: BTreeMap<OriginName, OriginSnapshot>,
@@ -24,8 +24,19 @@ pub(crate) struct Sources {
 
 impl Sources {
     /// Nothing known yet; origins in order of preference.
-    pub(crate) fn new(order: Vec<OriginName>) -> Self {
-        Self { order, ..Self::default() }
+    pub(crate) fn new(origins: &[Arc<Origin>]) -> Self {
+        let unlisted = |origin: &Arc<Origin>| OriginSnapshot {
+            origin: origin.name().clone(),
+            at: Wall::default(),
+            prefix: origin.prefix().to_owned(),
+            listed: Vec::new(),
+            manifest: None,
+        };
+        Self {
+            order: origins.iter().map(|origin| origin.name().clone()).collect(),
+            snapshots: origins.iter().map(|origin| (origin.name().clone(), unlisted(origin))).collect(),
+            found: Vec::new(),
+        }
     }
 
     /// A new listing replaces the last one. What was found by asking and is listed now is forgotten.
@@ -68,15 +79,9 @@ impl Sources {
         let snapshot = self.snapshots.get(origin);
         let manifest = snapshot.and_then(|snapshot| snapshot.manifest.as_ref()).map_or(0, |m| m.models.len());
         let listed = snapshot.map_or(0, |snapshot| snapshot.listed.len().max(manifest)) as u64;
-        (listed + found, snapshot.map(|snapshot| snapshot.at))
+        let at = snapshot.map(|snapshot| snapshot.at).filter(|at| *at != Wall::default());
+        (listed + found, at)
     }
-}
-
-/// Lists an origin, or reads its manifest if it cannot be listed.
-pub(crate) async fn list(origin: &Origin, at: Wall) -> Result<OriginSnapshot, OriginError> {
-    let manifest = origin.manifest().await?;
-    let listed = if origin.lists() { origin.list().await? } else { Vec::new() };
-    Ok(OriginSnapshot { origin: origin.name().clone(), at, listed, manifest })
 }
 
 /// Asks every origin for a model, the preferred first, until one has it.
