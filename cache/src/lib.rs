@@ -11,4 +11,7 @@ pub mod engine;
 pub mod fault;
 pub mod ids;
 pub mod manifest;
+pub mod piece;
+pub mod safetensors;
+pub mod store;
 pub mod units;
