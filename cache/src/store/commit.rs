@@ -97,9 +97,6 @@ impl Store {
         let found = std::fs::symlink_metadata(whole.data).wrap("look at", whole.data)?;
         disk::rename(whole.data, &path)?;
         crash::point()?;
-        disk::sync_dir(dir)?;
-        disk::sync_dir(self.paths.sidecar(blob).parent().expect("sidecars lie in folders"))?;
-        crash::point()?;
         let record = Record::Blob(BlobRecord {
             blob,
             bytes: whole.layout.bytes(),
@@ -114,6 +111,9 @@ impl Store {
             let _ = disk::rename(&path, whole.data);
             return Err(error);
         }
+        crash::point()?;
+        disk::sync_dir(dir)?;
+        disk::sync_dir(self.paths.sidecar(blob).parent().expect("sidecars lie in folders"))?;
         self.make_names(&index, &commit.links)
     }
 

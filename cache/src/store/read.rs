@@ -39,11 +39,6 @@ impl Reader {
         Ok(Self { direct, cached, refused: AtomicBool::new(false) })
     }
 
-    /// A reader of an open file, through the page cache.
-    pub(super) fn cached(file: File) -> Self {
-        Self { direct: None, cached: file, refused: AtomicBool::new(true) }
-    }
-
     /// Reads up to `bytes` bytes at an aligned offset into the block, and returns how many there were before the file's end.
     fn block(&self, memory: &mut MmapMut, offset: u64, bytes: usize) -> std::io::Result<usize> {
         let direct = self.direct.as_ref().filter(|_| !self.refused.load(Relaxed));
