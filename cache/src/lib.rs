@@ -14,5 +14,6 @@ pub mod ids;
 pub mod manifest;
 pub mod piece;
 pub mod plan;
+pub mod safetensors;
 pub mod store;
 pub mod units;
