@@ -1,3 +1,4 @@
 //! The daemon around the engine.
 
 pub mod config;
+pub mod telemetry;
