@@ -1,3 +1,6 @@
 //! The daemon around the engine.
 
+pub mod cli;
 pub mod config;
+pub mod rpc;
+pub mod telemetry;
