@@ -100,7 +100,7 @@ pub struct Store {
 }
 
 /// What was found when the store was opened, after everything healed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Inventory {
     /// Whole blobs. One without a name is possible.
     pub blobs: Vec<StoredBlob>,

@@ -409,6 +409,7 @@ impl State {
 
     fn drop_ensure(&mut self, id: EnsureId) {
         let Some(ensure) = self.ensures.remove(&id) else { return };
+        self.let_go += 1;
         for blob in ensure.wants.iter().filter_map(|want| want.hold) {
             if let Some(blob) = self.blobs.get_mut(&blob) {
                 blob.holds -= 1;
