@@ -110,7 +110,7 @@ impl Store {
             return Ok((0..layout.pieces()).collect());
         }
         tracing::warn!(%blob, "sidecar was lost, made it again");
-        Sidecar::new(blob, layout, None, cvs).write(&self.paths)?;
+        Sidecar::new(blob, layout, cvs).write(&self.paths)?;
         Ok(Vec::new())
     }
 
