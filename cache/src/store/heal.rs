@@ -115,7 +115,7 @@ impl Store {
                     let layout = Layout::with_pieces_of(sidecar.bytes, self.piece_bytes);
                     self.become_partial(&path, (name, layout), (0u32..).zip(&sidecar.cvs).collect())?;
                 }
-                // Its content lives on under its other names, which are not ours to judge.
+                // Its content lives on under its other names, which are not ours.
                 Some(_) | None => {
                     tracing::warn!(%blob, links = found.nlink(), "blob is in no index, dropping its file");
                     disk::unlink(&path)?;
