@@ -1,5 +1,6 @@
 //! The daemon around the engine.
 
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod rpc;
