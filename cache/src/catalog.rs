@@ -1,12 +1,14 @@
 //! The catalog: an immutable snapshot of which model can be had where. Built from what each origin listed and from
 //! manifests, whose digests win. Decides nothing about fetching.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Wall;
 use crate::ids::{BlobId, ModelKey, OriginName, Sha256Digest};
+use crate::manifest::{Manifest, ManifestModel};
 
 /// What identifies one state of an object at its origin. A read is only good while this holds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -56,6 +58,92 @@ pub struct Entry {
     pub sources: Vec<Source>,
 }
 
+impl Entry {
+    /// Adds another origin's sources, if it may have the same content; says whether it did.
+    fn join(&mut self, other: Self) -> bool {
+        let blake3_differs = matches!((self.blake3, other.blake3), (Some(a), Some(b)) if a != b);
+        let sha256_differs = matches!((self.sha256, other.sha256), (Some(a), Some(b)) if a != b);
+        if self.bytes != other.bytes || blake3_differs || sha256_differs {
+            return false;
+        }
+        self.blake3 = self.blake3.or(other.blake3);
+        self.sha256 = self.sha256.or(other.sha256);
+        self.sources.extend(other.sources);
+        true
+    }
+}
+
+/// What one origin has, by model.
+fn of_origin(snapshot: &OriginSnapshot, found: &[(OriginName, Listed)]) -> BTreeMap<ModelKey, Entry> {
+    let located = found.iter().filter(|(origin, _)| *origin == snapshot.origin).map(|(_, listed)| listed);
+    let mut entries = BTreeMap::new();
+    let mut by_path = HashMap::new();
+    for listed in snapshot.listed.iter().chain(located) {
+        by_path.insert(listed.path.as_str(), listed);
+        // A listing comes first: a model that is also located by name stays as it was listed.
+        entries.entry(listed.model.clone()).or_insert_with(|| Entry {
+            bytes: listed.bytes,
+            blake3: None,
+            sha256: None,
+            sources: vec![source(&snapshot.origin, listed)],
+        });
+    }
+    for model in snapshot.manifest.iter().flat_map(|manifest| &manifest.models) {
+        let sources = elsewhere(snapshot, model, &by_path);
+        if !sources.is_empty() {
+            let entry = Entry { bytes: model.size, blake3: model.blake3, sha256: model.sha256, sources };
+            entries.insert(model.name.clone(), entry);
+            continue;
+        }
+        match entries.get_mut(&model.name) {
+            Some(entry) if entry.bytes == model.size => {
+                (entry.blake3, entry.sha256) = (model.blake3, model.sha256);
+            }
+            Some(entry) => tracing::warn!(
+                model = %model.name, origin = %snapshot.origin, manifest = model.size, listed = entry.bytes,
+                "the manifest is stale: another size is listed, its digests are not used"
+            ),
+            None => tracing::debug!(
+                model = %model.name, origin = %snapshot.origin, "the manifest names it, the origin does not list it"
+            ),
+        }
+    }
+    entries
+}
+
+/// The sources that a manifest alone gives a model: its other paths, or its own name at an origin that cannot list. A
+/// path that is listed with another size is stale and left out.
+fn elsewhere(snapshot: &OriginSnapshot, model: &ManifestModel, by_path: &HashMap<&str, &Listed>) -> Vec<Source> {
+    let below = |name: &str| match snapshot.prefix.as_str() {
+        "" => name.to_owned(),
+        prefix => format!("{prefix}/{name}"),
+    };
+    let named = below(model.name.as_str());
+    let unlisted = snapshot.listed.is_empty() && !by_path.contains_key(named.as_str());
+    let paths: Vec<String> = match model.sources.as_slice() {
+        [] if unlisted => vec![named],
+        sources => sources.iter().map(|path| below(path)).collect(),
+    };
+    let known = |path: String| match by_path.get(path.as_str()) {
+        Some(listed) if listed.bytes == model.size => Some(source(&snapshot.origin, listed)),
+        Some(listed) => {
+            tracing::warn!(path, manifest = model.size, listed = listed.bytes, "the manifest is stale for this path");
+            None
+        }
+        None => {
+            let (origin, validator) = (snapshot.origin.clone(), Validator::default());
+            Some(Source { origin, path, bytes: model.size, validator })
+        }
+    };
+    paths.into_iter().filter_map(known).collect()
+}
+
+/// A listed object as a source.
+fn source(origin: &OriginName, listed: &Listed) -> Source {
+    let (path, validator) = (listed.path.clone(), listed.validator.clone());
+    Source { origin: origin.clone(), path, bytes: listed.bytes, validator }
+}
+
 /// The snapshot: model -> size, digests known, sources.
 #[derive(Debug, Clone, Default)]
 pub struct Catalog {
@@ -63,6 +151,35 @@ pub struct Catalog {
 }
 
 impl Catalog {
+    /// Builds the catalog from what is known of each origin, the preferred one first, and from models that were found
+    /// by name (`found`), which origins that cannot list need.
+    ///
+    /// Per origin: a manifest's size and digests hold unless the listing gives the object another size; then the
+    /// manifest is stale for that model and only the listing counts. A model that only the manifest names is taken at
+    /// its word if it gives other paths, or if the origin listed nothing at all (as HTTP origins do). Among origins:
+    /// the first that has a model decides its size; another joins it as a further source if its size is the same and
+    /// no digest contradicts, and adds the digests that it knows; otherwise it is left out.
+    #[must_use]
+    pub fn build(snapshots: &[OriginSnapshot], found: &[(OriginName, Listed)]) -> Self {
+        let mut entries: BTreeMap<ModelKey, Entry> = BTreeMap::new();
+        for snapshot in snapshots {
+            for (model, entry) in of_origin(snapshot, found) {
+                match entries.entry(model) {
+                    Slot::Vacant(slot) => {
+                        slot.insert(entry);
+                    }
+                    Slot::Occupied(mut slot) => {
+                        let (model, origin) = (slot.key().clone(), &snapshot.origin);
+                        if !slot.get_mut().join(entry) {
+                            tracing::debug!(%model, %origin, "left out: it has another content there");
+                        }
+                    }
+                }
+            }
+        }
+        Self { entries }
+    }
+
     /// The entry of one model.
     #[must_use]
     pub fn get(&self, model: &ModelKey) -> Option<&Entry> {
@@ -94,8 +211,15 @@ pub struct OriginSnapshot {
     pub origin: OriginName,
     /// When it was listed.
     pub at: Wall,
+    /// Its prefix, without slashes at its ends: where the paths of its manifest start.
+    #[serde(default)]
+    pub prefix: String,
     /// What it has.
     pub listed: Vec<Listed>,
     /// Its manifest, if it has one.
-    pub manifest: Option<crate::manifest::Manifest>,
+    pub manifest: Option<Manifest>,
 }
+
+#[cfg(test)]
+#[path = "catalog_tests.rs"]
+mod tests;

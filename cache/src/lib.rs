@@ -11,4 +11,5 @@ pub mod engine;
 pub mod fault;
 pub mod ids;
 pub mod manifest;
+pub mod origin;
 pub mod units;
