@@ -12,4 +12,5 @@ pub mod fault;
 pub mod ids;
 pub mod manifest;
 pub mod origin;
+pub mod metrics;
 pub mod units;
