@@ -27,7 +27,9 @@ pub(crate) fn check_config(context: &Context, args: CheckConfigArgs) -> Outcome 
     let config = context.config()?;
     context.out.document(&serde_json::json!({ "file": file, "effective": config.to_string() }))?;
     match &file {
-        Some(file) => context.out.line(format_args!("# {} is good; with defaults and the environment it means:", file.display()))?,
+        Some(file) => context
+            .out
+            .line(format_args!("# {} is good; with defaults and the environment it means:", file.display()))?,
         None => context.out.line("# no configuration file; these defaults are in force:")?,
     }
     context.out.line(config.to_string().trim_end())?;

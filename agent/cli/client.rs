@@ -209,7 +209,9 @@ mod tests {
         let reach = Reach { socket: Some(socket.clone()), ..Reach::default() };
         let failure = connect(&reach, &BTreeMap::new()).await.expect_err("nobody listens");
         assert_eq!(failure.exit, Exit::Unreachable);
-        for hint in [socket.as_str(), "tierd serve", "systemctl start tierd", "--standalone", "TIERD_SOCKET", "No such file"] {
+        for hint in
+            [socket.as_str(), "tierd serve", "systemctl start tierd", "--standalone", "TIERD_SOCKET", "No such file"]
+        {
             assert!(failure.text.contains(hint), "{hint} is missing in:\n{}", failure.text);
         }
     }

@@ -56,7 +56,12 @@ pub(crate) async fn import(context: &Context, args: ImportArgs) -> Outcome {
                 adopted += 1;
                 bytes += file.bytes;
                 let (how, by) = (file.how().word().replace('_', " "), &file.classified_by);
-                context.out.line(format_args!("{} -> {} ({}, {how}, by {by})", row.file, file.model, size(file.bytes)))?;
+                context.out.line(format_args!(
+                    "{} -> {} ({}, {how}, by {by})",
+                    row.file,
+                    file.model,
+                    size(file.bytes)
+                ))?;
             }
             Some(Imported::Skipped(file)) => {
                 skipped += 1;
@@ -106,6 +111,10 @@ pub(crate) async fn refresh(context: &Context, args: RefreshArgs) -> Outcome {
     let origin = args.origin.unwrap_or_default();
     daemon.cache.refresh(pb::RefreshRequest { origin: origin.clone() }).await?;
     context.out.document(&serde_json::json!({ "refreshed": origin }))?;
-    context.out.line(if origin.is_empty() { "all origins were listed".to_owned() } else { format!("{origin} was listed") })?;
+    context.out.line(if origin.is_empty() {
+        "all origins were listed".to_owned()
+    } else {
+        format!("{origin} was listed")
+    })?;
     Ok(())
 }

@@ -60,7 +60,7 @@ async fn through_daemon(context: &Context, args: EnsureArgs) -> Outcome {
     };
     let stream = daemon.cache.ensure(request).await?.into_inner();
     tokio::select! {
-        outcome = show(context, display, Box::pin(stream)) => outcome.map(|_| ()),
+        shown = show(context, display, Box::pin(stream)) => Ok(tell_ready(context, &shown?)?),
         _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, if args.cancel {
             "interrupted: the fetch stops unless somebody else wants it; finished pieces are kept"
         } else {
@@ -84,7 +84,8 @@ async fn standalone(context: &Context, args: EnsureArgs) -> Outcome {
     let shown = async {
         let updates = engine.ensure(request).await?;
         let stream = crate::rpc::ensure::answers(updates, context.reach.timeout, CancellationToken::new());
-        show(context, display, Box::pin(stream)).await.map(|_| ())
+        let ready = show(context, display, Box::pin(stream)).await?;
+        Ok(tell_ready(context, &ready)?)
     };
     let outcome = tokio::select! {
         outcome = shown => outcome,
@@ -101,7 +102,7 @@ fn parse(texts: &[String]) -> Result<Vec<ModelKey>, Failure> {
     texts.iter().map(|text| ModelKey::parse(text).map_err(|bad| Failure::new(Exit::Usage, bad))).collect()
 }
 
-/// Shows the updates of an ensure up to its end and returns it.
+/// Shows the updates of an ensure up to its good end, which it returns untold.
 pub(crate) async fn show(
     context: &Context,
     mut display: Display,
@@ -121,7 +122,6 @@ pub(crate) async fn show(
             Some(Update::Progress(progress)) => display.progress(&progress),
             Some(Update::Ready(ready)) => {
                 display.end();
-                tell_ready(context, &ready)?;
                 return Ok(ready);
             }
             Some(Update::Failed(failed)) => {

@@ -143,7 +143,8 @@ pub(crate) async fn all(daemon: &mut Daemon, filter: pb::ModelFilter) -> Result<
 fn one(context: &Context, model: &pb::Model) -> Outcome {
     let out = context.out;
     out.document(model)?;
-    let mut rows = vec![("model", model.model.clone()), ("size", format!("{} ({} bytes)", size(model.bytes), model.bytes))];
+    let mut rows =
+        vec![("model", model.model.clone()), ("size", format!("{} ({} bytes)", size(model.bytes), model.bytes))];
     rows.push(("tier", model.tier().word()));
     for (name, value) in [("blake3", &model.blob), ("sha256", &model.sha256), ("path", &model.path)] {
         if !value.is_empty() {
@@ -154,7 +155,9 @@ fn one(context: &Context, model: &pb::Model) -> Outcome {
     rows.extend(model.last_used.map(|used| ("used", used.to_string())));
     rows.extend(model.flight.map(|flight| ("flight", flight.to_string())));
     rows.extend(model.leases.iter().map(|lease| ("lease", lease.to_string())));
-    rows.extend(model.sources.iter().map(|source| ("source", format!("{}: {} {}", source.origin, source.path, source.etag))));
+    rows.extend(
+        model.sources.iter().map(|source| ("source", format!("{}: {} {}", source.origin, source.path, source.etag))),
+    );
     for (name, value) in rows {
         out.line(format_args!("{name:<10}{value}"))?;
     }

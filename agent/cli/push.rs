@@ -95,7 +95,9 @@ pub(crate) async fn push(context: &Context, args: PushArgs) -> Outcome {
     }
     let bytes: u64 = report.uploaded.iter().map(|model| model.size).sum();
     let (files, skipped) = (report.uploaded.len(), report.skipped.len());
-    context.out.line(format_args!("{files} uploaded ({}), {skipped} skipped: {wanted} has them already", size(bytes)))?;
+    context
+        .out
+        .line(format_args!("{files} uploaded ({}), {skipped} skipped: {wanted} has them already", size(bytes)))?;
     Ok(())
 }
 

@@ -11,6 +11,6 @@ pub mod engine;
 pub mod fault;
 pub mod ids;
 pub mod manifest;
-pub mod origin;
 pub mod metrics;
+pub mod origin;
 pub mod units;

@@ -37,7 +37,10 @@ pub(crate) async fn start(place: &Place, env: &BTreeMap<String, String>) -> Resu
     let mut command = Command::new(program);
     command.arg("serve").arg("--config").arg(place.config());
     // The demo's daemon hears its file and nobody else: not the variables, the socket or the watchdog of another one.
-    for name in env.keys().filter(|name| name.starts_with("TIERD_") || name.starts_with("NOTIFY_") || name.starts_with("WATCHDOG_")) {
+    for name in env
+        .keys()
+        .filter(|name| name.starts_with("TIERD_") || name.starts_with("NOTIFY_") || name.starts_with("WATCHDOG_"))
+    {
         command.env_remove(name);
     }
     let errors = log.try_clone().context("the daemon's log cannot be shared")?;

@@ -38,7 +38,10 @@ const KINDS: [(&str, u64, &[&str]); 4] = [
     (
         "loras/demo-style.safetensors",
         5,
-        &["lora_unet_double_blocks_{}_img_attn_qkv.lora_down.weight", "lora_unet_double_blocks_{}_img_attn_qkv.lora_up.weight"],
+        &[
+            "lora_unet_double_blocks_{}_img_attn_qkv.lora_down.weight",
+            "lora_unet_double_blocks_{}_img_attn_qkv.lora_up.weight",
+        ],
     ),
 ];
 
@@ -58,8 +61,8 @@ pub(crate) fn make(origin: &Path, bytes: u64) -> anyhow::Result<Vec<Made>> {
         let model = ModelKey::parse(name)?;
         let path = origin.join(name);
         fs::create_dir_all(path.parent().expect("a model lies in a folder"))?;
-        let (bytes, blob) =
-            write(&path, name, bytes * percent / 100, patterns).with_context(|| format!("making {}", path.display()))?;
+        let (bytes, blob) = write(&path, name, bytes * percent / 100, patterns)
+            .with_context(|| format!("making {}", path.display()))?;
         made.push(Made { model, bytes, blob });
     }
     let models = made.iter().map(|file| ManifestModel {
@@ -122,7 +125,7 @@ fn header(bytes: u64, patterns: &[&str]) -> Header {
     }
     let mut text = Value::Object(tensors).to_string();
     // The data starts at a multiple of eight, as the format's own writer has it.
-    while text.len() % 8 != 0 {
+    while !text.len().is_multiple_of(8) {
         text.push(' ');
     }
     Header { text, data_bytes: start }
@@ -158,7 +161,8 @@ mod tests {
             assert_eq!(ranges.last().expect("some").1, data.len() as u64 - 8 - length);
         }
         let manifest: Manifest =
-            serde_json::from_slice(&fs::read(folder.path().join("tierd-manifest.json")).expect("there")).expect("parses");
+            serde_json::from_slice(&fs::read(folder.path().join("tierd-manifest.json")).expect("there"))
+                .expect("parses");
         assert_eq!(manifest.models.len(), KINDS.len());
     }
 }

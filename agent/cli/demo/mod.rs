@@ -18,8 +18,10 @@ mod steps;
 
 /// `tierd demo`.
 #[derive(Debug, Args)]
-#[command(after_help = "Takes twice --size on the disk, in a temporary folder that is removed at the end, also on ctrl-c.\n\
-    Exits with 0 only if everything was as it says.")]
+#[command(
+    after_help = "Takes twice --size on the disk, in a temporary folder that is removed at the end, also on ctrl-c.\n\
+    Exits with 0 only if everything was as it says."
+)]
 pub struct DemoArgs {
     /// Bytes of all models together, 32 MiB to 64 GiB
     #[arg(long, default_value = "300 MiB", value_parser = demo_size)]
@@ -82,9 +84,13 @@ pub(crate) async fn demo(context: &Context, args: DemoArgs) -> Outcome {
 async fn show(context: &Context, place: &Place, bytes: u64) -> Outcome {
     let out = context.out;
     out.line(format_args!("This is the main job of tierd, in {}, with made-up models.\n", place.root.display()))?;
-    out.line(format_args!("1. An origin: a folder with {} of models in ComfyUI's layout, and a manifest", size(bytes)))?;
+    out.line(format_args!(
+        "1. An origin: a folder with {} of models in ComfyUI's layout, and a manifest",
+        size(bytes)
+    ))?;
     let origin = place.origin();
-    let made = tokio::task::spawn_blocking(move || files::make(&origin, bytes)).await.context("making models panicked")??;
+    let made =
+        tokio::task::spawn_blocking(move || files::make(&origin, bytes)).await.context("making models panicked")??;
     for file in &made {
         out.line(format_args!("   {}  {}  blake3 {}", file.model, size(file.bytes), file.blob.short()))?;
     }
@@ -111,6 +117,7 @@ async fn show(context: &Context, place: &Place, bytes: u64) -> Outcome {
     }
     told?;
     out.line("\nEverything was as told.")?;
+    out.json_line(&serde_json::json!({ "demo": "as told" }))?;
     Ok(())
 }
 
@@ -148,7 +155,8 @@ mod tests {
         let place = Place { root: folder.path().to_owned() };
         fs::create_dir(place.origin()).expect("a folder");
         write_config(&place, 300 << 20).expect("written");
-        let config = Config::load(Some(&place.config()), &BTreeMap::new()).unwrap_or_else(|problems| panic!("{problems}"));
+        let config =
+            Config::load(Some(&place.config()), &BTreeMap::new()).unwrap_or_else(|problems| panic!("{problems}"));
         assert_eq!(config.listen.unix, place.socket());
         assert_eq!(config.engine.store.models, place.models());
         assert_eq!(config.engine.origins.len(), 1);

@@ -68,14 +68,19 @@ async fn repair(context: &Context, place: &Place, made: &[Made], daemon: &mut Da
     let out = context.out;
     let victim = made.iter().max_by_key(|file| file.bytes).context("nothing was made")?;
     let path = place.models().join(victim.model.as_str());
-    out.line(format_args!("\n5. Damage: {FLIPPED_BYTES} bytes in the middle of {} are flipped on the disk", victim.model))?;
+    out.line(format_args!(
+        "\n5. Damage: {FLIPPED_BYTES} bytes in the middle of {} are flipped on the disk",
+        victim.model
+    ))?;
     flip(&path, victim.bytes / 2)?;
     let broken = digest(path.clone()).await?;
     claim(broken != victim.blob, || "flipping bytes changed nothing".to_owned())?;
     let ready = ensured(context, daemon, std::slice::from_ref(victim)).await?;
     claim(digest(path).await? == victim.blob, || format!("{} was called ready and is damaged", victim.model))?;
     let fetched = ready.bytes_fetched;
-    claim(fetched > 0 && fetched < victim.bytes / 2, || format!("the repair fetched {fetched} of {} bytes", victim.bytes))?;
+    claim(fetched > 0 && fetched < victim.bytes / 2, || {
+        format!("the repair fetched {fetched} of {} bytes", victim.bytes)
+    })?;
     let found = past(daemon).await?.into_iter().find_map(|occurrence| match occurrence.what {
         Some(What::Damaged(damaged)) => Some(damaged),
         _ => None,
@@ -93,7 +98,6 @@ async fn repair(context: &Context, place: &Place, made: &[Made], daemon: &mut Da
 
 /// Ensures models, showing progress, and returns the good end.
 async fn ensured(context: &Context, daemon: &mut Daemon, made: &[Made]) -> Result<pb::Ready, Failure> {
-    // The step says what was done; the rows of `tierd ensure` would only repeat it.
     let display = Display::new(context.out);
     let request = pb::EnsureRequest {
         models: made.iter().map(|file| file.model.to_string()).collect(),
@@ -143,7 +147,11 @@ async fn digest(path: PathBuf) -> Result<BlobId, Failure> {
 
 /// Flips bits of a file in place, as a bad disk or a careless program would.
 fn flip(path: &Path, offset: u64) -> anyhow::Result<()> {
-    let file = OpenOptions::new().read(true).write(true).open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
     let mut bytes = [0; FLIPPED_BYTES];
     file.read_exact_at(&mut bytes, offset)?;
     file.write_all_at(&bytes.map(|byte| byte ^ 0xff), offset)?;
