@@ -9,7 +9,7 @@ use crate::config;
 /// `tierd check-config`.
 #[derive(Debug, Args)]
 #[command(after_help = "Exits with 2 and lists every mistake if something is wrong. Secrets are never printed.")]
-pub struct CheckConfigArgs {
+pub(crate) struct CheckConfigArgs {
     /// Print an example file with every option, its default and the reason for it
     #[arg(long)]
     pub example: bool,

@@ -29,7 +29,7 @@ const SYSTEM_AUTHORITIES: [&str; 3] =
 
 /// How to reach the daemon.
 #[derive(Debug, Clone, Default, Args)]
-pub struct Reach {
+pub(crate) struct Reach {
     /// The daemon: path of its Unix socket, or http(s)://host:port [default: the socket that `tierd serve` makes here]
     #[arg(long, global = true, env = "TIERD_SOCKET", value_name = "PATH|URL", help_heading = "Daemon")]
     pub socket: Option<String>,
@@ -51,11 +51,11 @@ pub struct Reach {
 }
 
 /// The channel with its token.
-pub type Wire = InterceptedService<Channel, Bearer>;
+pub(crate) type Wire = InterceptedService<Channel, Bearer>;
 
 /// Adds the token and the deadline to every call.
 #[derive(Debug, Clone)]
-pub struct Bearer {
+pub(crate) struct Bearer {
     header: Option<MetadataValue<Ascii>>,
     timeout: Option<Duration>,
 }
@@ -74,7 +74,7 @@ impl Interceptor for Bearer {
 
 /// The clients of one daemon.
 #[derive(Debug, Clone)]
-pub struct Daemon {
+pub(crate) struct Daemon {
     /// `CacheService`.
     pub cache: CacheServiceClient<Wire>,
     /// `NodeService`.
@@ -88,7 +88,7 @@ pub struct Daemon {
 /// # Errors
 ///
 /// [`Exit::Unreachable`] with what to do; [`Exit::Usage`] for a bad address or an unreadable file.
-pub async fn connect(reach: &Reach, env: &BTreeMap<String, String>) -> Result<Daemon, Failure> {
+pub(crate) async fn connect(reach: &Reach, env: &BTreeMap<String, String>) -> Result<Daemon, Failure> {
     let channel = channel(reach, env).await?;
     let bearer = Bearer { header: token(reach, env)?, timeout: reach.timeout };
     let wire = InterceptedService::new(channel, bearer);

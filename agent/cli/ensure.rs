@@ -22,7 +22,7 @@ use tierd_cache::units::human_duration;
     tierd ensure --standalone vae/ae.safetensors      # no daemon: image builds, one-shots\n\n\
     Progress goes to stderr, one line for each ready model to stdout. An interrupted fetch goes on in the daemon\n\
     unless --cancel is given; whatever was finished is kept in any case.")]
-pub struct EnsureArgs {
+pub(crate) struct EnsureArgs {
     /// Models in ComfyUI's layout: <folder>/<path>
     #[arg(required = true, value_name = "MODEL")]
     pub models: Vec<String>,
@@ -38,7 +38,7 @@ pub struct EnsureArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  tierd prefetch loras/style.safetensors && tierd flights\n\n\
     Returns at once. A prefetch yields to every ensure, and becomes one when somebody asks for its models.")]
-pub struct PrefetchArgs {
+pub(crate) struct PrefetchArgs {
     /// Models in ComfyUI's layout: <folder>/<path>
     #[arg(required = true, value_name = "MODEL")]
     pub models: Vec<String>,

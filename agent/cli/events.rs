@@ -11,7 +11,7 @@ use crate::rpc::pb::{self, evicted_occurrence::Reason, occurrence::What, watch_r
 /// `tierd events`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tierd events\n  tierd events --follow --json | jq 'select(.occurrence.evicted)'")]
-pub struct EventsArgs {
+pub(crate) struct EventsArgs {
     /// Go on with what happens, until interrupted
     #[arg(long, short)]
     pub follow: bool,

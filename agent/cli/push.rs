@@ -21,7 +21,7 @@ use crate::cli::out::size;
     tierd push --dry-run diffusion_models/flux1-schnell.safetensors --origin r2\n\n\
     A DIR is in ComfyUI's layout; a FILE lies in a folder of that name. Files are read once, hashed as they go, and the\n\
     origin's manifest is extended with their digests. What it has already is skipped.")]
-pub struct PushArgs {
+pub(crate) struct PushArgs {
     /// Folders in ComfyUI's layout, or model files
     #[arg(required = true, value_name = "DIR|FILE")]
     pub paths: Vec<PathBuf>,

@@ -22,7 +22,7 @@ mod steps;
     after_help = "Takes twice --size on the disk, in a temporary folder that is removed at the end, also on ctrl-c.\n\
     Exits with 0 only if everything was as it says."
 )]
-pub struct DemoArgs {
+pub(crate) struct DemoArgs {
     /// Bytes of all models together, 32 MiB to 64 GiB
     #[arg(long, default_value = "300 MiB", value_parser = demo_size)]
     pub size: ByteSize,

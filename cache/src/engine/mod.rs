@@ -1,15 +1,18 @@
 //! The engine: one task that owns the state, and the handle that others hold.
 
+mod act;
+mod callers;
+mod chronicle;
+pub mod event;
+mod fetch;
 pub mod handle;
+mod pace;
+mod run;
+mod scribe;
+mod serve;
+mod sources;
+pub mod state;
 pub mod view;
 
 pub use handle::EngineHandle;
-
-/// Placeholder of the `rpc` branch: dropped when the engine is merged.
-///
-/// # Errors
-///
-/// Always.
-pub async fn start(_: crate::config::EngineConfig) -> Result<EngineHandle, crate::fault::Fault> {
-    Err(crate::fault::Fault::ShuttingDown)
-}
+pub use run::start;
