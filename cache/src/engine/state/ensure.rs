@@ -5,9 +5,7 @@ use std::collections::BTreeSet;
 use crate::clock::Tick;
 use crate::engine::event::{Effect, Found};
 use crate::engine::state::{Fate, State};
-use crate::engine::view::{
-    EnsureFailed, EnsurePlan, EnsureReady, EnsureRequest, PlannedModel, Priority, ReadyModel, Tier,
-};
+use crate::engine::view::{EnsureFailed, EnsurePlan, EnsureReady, EnsureRequest, PlannedModel, ReadyModel, Tier};
 use crate::fault::Fault;
 use crate::ids::{BlobId, EnsureId, FlightId, ModelKey};
 
@@ -397,14 +395,6 @@ impl State {
     pub(super) fn waiters(&self, flight: FlightId) -> u32 {
         let waits = |ensure: &&Ensure| ensure.wants.iter().any(|want| want.step == Step::Flying(flight));
         self.ensures.values().filter(waits).count() as u32
-    }
-
-    /// Whether some caller that waits for a flight demands it.
-    pub(super) fn is_demanded(&self, flight: FlightId) -> bool {
-        self.ensures.values().any(|ensure| {
-            ensure.request.priority == Priority::Demand
-                && ensure.wants.iter().any(|want| want.step == Step::Flying(flight))
-        })
     }
 
     fn drop_ensure(&mut self, id: EnsureId) {
