@@ -128,7 +128,8 @@ impl Engine {
     }
 
     pub(crate) fn sync_open_files(&self) {
-        for partial in self.open.values().cloned() {
+        for partial in self.open.values() {
+            let partial = partial.clone();
             self.in_background(move || partial.sync());
         }
     }

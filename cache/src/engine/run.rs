@@ -48,13 +48,16 @@ const SCRUBS_MAX: usize = 2;
 #[derive(Debug)]
 pub(crate) enum Done {
     Event(Event),
-    Opened(FlightId, Result<(Arc<Partial>, Vec<(u32, Cv)>), Fault>),
+    Opened(FlightId, Result<Opened, Fault>),
     Listed(OriginName, Result<OriginSnapshot, Fault>, Option<oneshot::Sender<Result<(), Fault>>>),
     Located(ModelKey, Result<(OriginName, crate::catalog::Listed), Fault>),
     Relocated(FlightId, OriginName, Result<Option<Found>, Fault>),
     ReserveImport(u64, oneshot::Sender<Result<(), Fault>>),
     UnreserveImport(u64),
 }
+
+/// An open unfinished blob, and its pieces that have been verified again.
+pub(crate) type Opened = (Arc<Partial>, Vec<(u32, Cv)>);
 
 /// What looking a source up again found.
 pub(crate) type Found = (crate::catalog::Listed, Option<Manifest>, crate::engine::event::Relocated);

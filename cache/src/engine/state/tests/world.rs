@@ -283,10 +283,9 @@ impl World {
                 self.take(pinned.expect("a known model can be pinned").1);
             }
             Step::Unpin(n) => {
-                if let Some(lease) = self.pick(self.leases.keys().copied(), n) {
-                    if let Ok((_, effects)) = self.state.unpin(lease) {
-                        self.take(effects);
-                    }
+                let lease = self.pick(self.leases.keys().copied(), n);
+                if let Some(Ok((_, effects))) = lease.map(|lease| self.state.unpin(lease)) {
+                    self.take(effects);
                 }
             }
             Step::Evict(n) => {
@@ -446,7 +445,10 @@ impl World {
             }
             Effect::Discard(name) => {
                 assert!(!self.open.values().any(|open| *open == name), "{name:?} is discarded while it is open");
-                let result = if well { Ok(drop(self.unfinished.remove(&name))) } else { Err(fault()) };
+                let result = if well { Ok(()) } else { Err(fault()) };
+                if well {
+                    self.unfinished.remove(&name);
+                }
                 Event::Discarded { name, result }
             }
             effect => unreachable!("{effect:?} is done at once"),
