@@ -139,6 +139,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         limits: config.limits.clone(),
         budget: config.store.budget,
         keep_free: config.store.keep_free,
+        scrub_interval: config.store.scrub_interval,
         origins: config.origins.iter().map(|origin| (origin.name.clone(), origin.connections_max)).collect(),
         models: config.store.models.clone(),
         seed: clock.wall().0,

@@ -387,7 +387,7 @@ impl World {
                 };
                 Event::Inspected { blob, found }
             }
-            Effect::Scrub(blob) => {
+            Effect::Scrub(blob) | Effect::Patrol(blob) => {
                 let damaged = self.rng.bool();
                 let bad = if !well {
                     Err(fault())
@@ -604,6 +604,7 @@ fn state(seed: u64, inventory: &Inventory, now: Tick) -> State {
         limits: LimitsConfig::default(),
         budget: Share::Percent(50.0),
         keep_free: Share::Bytes(0),
+        scrub_interval: Some(Duration::from_secs(100)),
         origins: ORIGINS.into_iter().map(|origin| (OriginName::new(origin), 3)).collect(),
         models: "/models".into(),
         seed,
