@@ -168,8 +168,9 @@ impl Engine {
     }
 
     fn locate(&self, model: ModelKey) {
-        let (origins, done) = (self.origins.clone(), self.done.clone());
+        let (origins, done, permits) = (self.origins.clone(), self.done.clone(), self.locates.clone());
         tokio::spawn(async move {
+            let Ok(_permit) = permits.acquire_owned().await else { return };
             let result = sources::locate(&origins, &model).await;
             let _ = done.send(Done::Located(model, result)).await;
         });

@@ -44,6 +44,9 @@ const SPACE_INTERVAL: Duration = Duration::from_secs(30);
 /// Blobs that are read for verification at once: one stream fills most disks, two hide the hashing.
 const SCRUBS_MAX: usize = 2;
 
+/// Models that origins are asked for at once: a set of a thousand unknown names must not become a thousand requests.
+const LOCATES_MAX: usize = 16;
+
 /// What work reports to the loop.
 #[derive(Debug)]
 pub(crate) enum Done {
@@ -96,6 +99,7 @@ pub(crate) struct Engine {
     pub(crate) evicting: Vec<Evicting>,
     pub(crate) verifying: HashMap<BlobId, Vec<(ModelKey, u64, mpsc::Sender<Verified>)>>,
     pub(crate) scrubs: Arc<Semaphore>,
+    pub(crate) locates: Arc<Semaphore>,
     /// Set once: long reads of the disk stop soon after.
     pub(crate) halt: Arc<AtomicBool>,
     pub(crate) refresh_interval: Duration,
@@ -165,6 +169,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         evicting: Vec::new(),
         verifying: HashMap::new(),
         scrubs: Arc::new(Semaphore::new(SCRUBS_MAX)),
+        locates: Arc::new(Semaphore::new(LOCATES_MAX)),
         halt: Arc::new(AtomicBool::new(false)),
         refresh_interval: config.refresh_interval,
         joined: HashSet::new(),
