@@ -1,11 +1,38 @@
 //! The daemon's configuration: what code may hold. Parsed once from a TOML file and the environment; all mistakes are
 //! reported together. Nothing here is read again while the daemon runs.
 
+mod kind;
+mod options;
+mod origins;
+mod parse;
+mod places;
+mod print;
+mod problems;
+mod raw;
+mod reader;
+mod reference;
+#[cfg(test)]
+mod tests;
+mod units;
+mod variables;
+
+use std::collections::BTreeMap;
+use std::io::Read;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tierd_cache::config::{EngineConfig, Secret};
+
+pub use places::{client_sockets, default_socket, find_config};
+pub use problems::{ConfigProblems, PROBLEMS_MAX, Place, Problem};
+pub use reference::{reference_markdown, reference_toml};
+
+use problems::Gathered;
+use reader::Reader;
+
+/// Largest configuration file, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Everything that the daemon is told at its start.
 #[derive(Debug, Clone)]
@@ -73,4 +100,42 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+impl Config {
+    /// Reads the file (none: the defaults), then the overrides in `env`, and checks everything.
+    ///
+    /// Also reads the files and variables that hold secrets, and looks whether TLS files are there.
+    ///
+    /// # Errors
+    ///
+    /// Every mistake at once, each with its key and place. No secret is in any message.
+    pub fn load(path: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Self, ConfigProblems> {
+        Self::load_as(path, env, places::is_root())
+    }
+
+    fn load_as(path: Option<&Path>, env: &BTreeMap<String, String>, root: bool) -> Result<Self, ConfigProblems> {
+        let mut problems = Gathered::default();
+        let mut text = String::new();
+        if let Some(path) = path {
+            match read_file(path) {
+                Ok(read) => text = read,
+                Err(error) => problems.add(&Place::Whole, "", format!("cannot be read: {error}")),
+            }
+        }
+        let mut raw = raw::read(&text, &mut problems);
+        variables::apply(env, &mut raw, &mut problems);
+        let folder = path.and_then(|path| std::path::absolute(path).ok()?.parent().map(Path::to_owned));
+        let config = parse::build(&raw, &mut Reader { env, root, folder, problems: &mut problems });
+        if problems.is_empty() { Ok(config) } else { Err(problems.finish(path.map(Path::to_owned))) }
+    }
+}
+
+fn read_file(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(std::io::Error::other(format!("it has more than {FILE_BYTES_MAX} bytes")));
+    }
+    Ok(text)
 }

@@ -185,6 +185,12 @@ impl Catalog {
         self.entries.get(model)
     }
 
+    /// A catalog of given entries.
+    #[cfg(test)]
+    pub(crate) fn from_entries(entries: impl IntoIterator<Item = (ModelKey, Entry)>) -> Self {
+        Self { entries: entries.into_iter().collect() }
+    }
+
     /// All entries, in the order of their keys.
     pub fn iter(&self) -> impl Iterator<Item = (&ModelKey, &Entry)> {
         self.entries.iter()

@@ -4,6 +4,7 @@
 //! no ComfyUI. Inside, decisions (`engine::state`, `plan`) are apart from actions (`origin`, `store`), and imports go
 //! down only: the tiers do not know each other, nor the plan.
 
+pub mod budget;
 pub mod catalog;
 pub mod clock;
 pub mod config;
@@ -11,5 +12,10 @@ pub mod engine;
 pub mod fault;
 pub mod ids;
 pub mod manifest;
+pub mod metrics;
 pub mod origin;
+pub mod piece;
+pub mod plan;
+pub mod safetensors;
+pub mod store;
 pub mod units;

@@ -1,6 +1,19 @@
 //! The engine: one task that owns the state, and the handle that others hold.
 
+mod act;
+mod callers;
+mod chronicle;
+pub mod event;
+mod fetch;
+mod gauges;
 pub mod handle;
+mod pace;
+mod run;
+mod scribe;
+mod serve;
+mod sources;
+pub mod state;
 pub mod view;
 
 pub use handle::EngineHandle;
+pub use run::start;

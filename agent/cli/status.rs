@@ -1,0 +1,147 @@
+//! `tierd status`, `tierd flights` and `tierd health`: how the node is and what it is doing.
+
+use clap::Args;
+use tierd_cache::units::human_duration;
+use tonic_health::ServingStatus;
+use tonic_health::pb::HealthCheckRequest;
+
+use crate::cli::exit::{Exit, Failure, Outcome};
+use crate::cli::out::{Out, bar, count, rate, size};
+use crate::cli::{Context, client};
+use crate::rpc::pb;
+
+/// Cells of a tier's bar.
+const BAR_CELLS: usize = 20;
+
+/// `tierd flights`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tierd flights\n  tierd flights 12\n  tierd flights 12 --cancel")]
+pub(crate) struct FlightsArgs {
+    /// Only this flight, also if it has ended not long ago
+    #[arg(value_name = "ID")]
+    pub flight: Option<u64>,
+    /// Stop it for everyone who waits; finished pieces are kept
+    #[arg(long, requires = "flight")]
+    pub cancel: bool,
+}
+
+/// Runs `tierd status`.
+pub(crate) async fn status(context: &Context) -> Outcome {
+    let mut daemon = client::connect(&context.reach, &context.env).await?;
+    let node = daemon.node.get_node(pb::GetNodeRequest {}).await?.into_inner().node.unwrap_or_default();
+    let flights = daemon.cache.list_flights(pb::ListFlightsRequest {}).await?.into_inner().flights;
+    context.out.document(&serde_json::json!({ "node": node, "flights": flights }))?;
+    print_node(context.out, &node)?;
+    if !flights.is_empty() {
+        context.out.line("")?;
+        print_flights(context.out, &flights)?;
+    }
+    Ok(())
+}
+
+/// Prints the node: tiers with bars, then origins.
+pub(crate) fn print_node(out: Out, node: &pb::Node) -> std::io::Result<()> {
+    let uptime = node.uptime.and_then(|uptime| uptime.to_std()).unwrap_or_default();
+    out.line(format_args!(
+        "tierd {}, up {}; {} known, {}, {} waiting, {}",
+        node.version,
+        human_duration(uptime),
+        count(node.models_known, "model"),
+        count(node.flights, "flight"),
+        count(node.ensures, "caller"),
+        count(node.leases, "lease")
+    ))?;
+    out.line(format_args!("models folder: {}\n", node.models_path))?;
+    let tier = |tier: &pb::TierStatus| {
+        vec![
+            tier.tier().word(),
+            bar(tier.used_bytes.saturating_add(tier.reserved_bytes), tier.capacity_bytes, BAR_CELLS),
+            size(tier.used_bytes),
+            size(tier.reserved_bytes),
+            size(tier.held_bytes),
+            size(tier.capacity_bytes),
+            tier.models.to_string(),
+            tier.mode.clone(),
+        ]
+    };
+    let rows: Vec<_> = node.tiers.iter().map(tier).collect();
+    out.table(&["TIER", "", "USED>", "RESERVED>", "HELD>", "CAPACITY>", "MODELS>", "MODE"], &rows)?;
+    out.line("")?;
+    let origin = |origin: &pb::OriginStatus| {
+        vec![
+            origin.origin.clone(),
+            origin.kind.clone(),
+            origin.state().word(),
+            origin.models.to_string(),
+            format!("{}/{}", origin.connections, origin.connections_allowed),
+            rate(origin.bytes_per_second),
+            origin.address.clone(),
+            origin.detail.clone(),
+        ]
+    };
+    let rows: Vec<_> = node.origins.iter().map(origin).collect();
+    out.table(&["ORIGIN", "KIND", "STATE", "MODELS>", "CONNECTIONS>", "SPEED>", "ADDRESS", "DETAIL"], &rows)
+}
+
+/// Runs `tierd flights`.
+pub(crate) async fn flights(context: &Context, args: FlightsArgs) -> Outcome {
+    let mut daemon = client::connect(&context.reach, &context.env).await?;
+    let flights = match args.flight {
+        Some(flight) if args.cancel => {
+            daemon.cache.cancel_flight(pb::CancelFlightRequest { flight, client: String::new() }).await?;
+            context.out.document(&serde_json::json!({ "cancelled": flight }))?;
+            context.out.line(format_args!("flight {flight} stops; its finished pieces are kept"))?;
+            return Ok(());
+        }
+        Some(flight) => {
+            let answer = daemon.cache.get_flight(pb::GetFlightRequest { flight }).await?.into_inner();
+            answer.flight.into_iter().collect()
+        }
+        None => daemon.cache.list_flights(pb::ListFlightsRequest {}).await?.into_inner().flights,
+    };
+    context.out.document(&serde_json::json!({ "flights": flights }))?;
+    if flights.is_empty() {
+        context.out.line("no flights under way")?;
+        return Ok(());
+    }
+    print_flights(context.out, &flights)?;
+    Ok(())
+}
+
+fn print_flights(out: Out, flights: &[pb::Flight]) -> std::io::Result<()> {
+    let row = |flight: &pb::Flight| {
+        let state = match &flight.fault {
+            Some(fault) => fault.text.clone(),
+            None => flight.phase().word(),
+        };
+        vec![
+            flight.flight.to_string(),
+            flight.priority().word(),
+            bar(flight.bytes_done, flight.bytes_total, BAR_CELLS),
+            size(flight.bytes_done),
+            size(flight.bytes_total),
+            flight.connections.to_string(),
+            flight.retries.to_string(),
+            flight.waiters.to_string(),
+            flight.models.join(" "),
+            state,
+        ]
+    };
+    let rows: Vec<_> = flights.iter().map(row).collect();
+    let names =
+        ["FLIGHT>", "PRIORITY", "", "DONE>", "SIZE>", "CONNECTIONS>", "RETRIES>", "WAITERS>", "MODELS", "STATE"];
+    out.table(&names, &rows)
+}
+
+/// Runs `tierd health`.
+pub(crate) async fn health(context: &Context) -> Outcome {
+    let mut daemon = client::connect(&context.reach, &context.env).await?;
+    let answer = daemon.health.check(HealthCheckRequest { service: String::new() }).await?.into_inner();
+    let serving = answer.status == ServingStatus::Serving as i32;
+    context.out.document(&serde_json::json!({ "serving": serving }))?;
+    if !serving {
+        return Err(Failure::new(Exit::Unreachable, "the daemon answers but does not serve: it is draining"));
+    }
+    context.out.line("serving")?;
+    Ok(())
+}

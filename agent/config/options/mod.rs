@@ -1,0 +1,168 @@
+//! The table of options: each is declared once, in one of the files here, with its kind, its default and the reason for it. Unknown keys,
+//! ranges, the reference file and docs/configuration.md all come from this table. A test holds the defaults equal to
+//! those that the code has.
+
+mod daemon;
+mod engine;
+mod origin;
+
+use super::kind::Kind;
+
+/// A section of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::config) enum Section {
+    Store,
+    Origin,
+    Fetch,
+    Catalog,
+    Listen,
+    Tcp,
+    Tls,
+    Log,
+    Limits,
+    Daemon,
+}
+
+impl Section {
+    /// All sections, in the order of the reference file.
+    pub(in crate::config) const ALL: [Self; 10] = [
+        Self::Store,
+        Self::Origin,
+        Self::Fetch,
+        Self::Catalog,
+        Self::Listen,
+        Self::Tcp,
+        Self::Tls,
+        Self::Log,
+        Self::Limits,
+        Self::Daemon,
+    ];
+
+    /// Its name in the file.
+    pub(in crate::config) fn path(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::Origin => "origin",
+            Self::Fetch => "fetch",
+            Self::Catalog => "catalog",
+            Self::Listen => "listen",
+            Self::Tcp => "listen.tcp",
+            Self::Tls => "listen.tcp.tls",
+            Self::Log => "log",
+            Self::Limits => "limits",
+            Self::Daemon => "daemon",
+        }
+    }
+
+    /// The section with this name.
+    pub(in crate::config) fn named(path: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|section| section.path() == path)
+    }
+
+    /// Its header in the file.
+    pub(in crate::config) fn header(self) -> String {
+        if self == Self::Origin { "[[origin]]".to_owned() } else { format!("[{}]", self.path()) }
+    }
+
+    /// Whether its header alone changes what the daemon does, so that the reference file must comment it out.
+    pub(in crate::config) fn is_optional(self) -> bool {
+        matches!(self, Self::Origin | Self::Tcp | Self::Tls)
+    }
+
+    /// What it is about.
+    pub(in crate::config) fn about(self) -> &'static str {
+        match self {
+            Self::Store => "The disk (L3): where models are kept and how many bytes they may take.",
+            Self::Origin => {
+                "Where models come from (L4). One such block for each origin, the preferred one first. Without any, \
+                 the folder `origin` beside the store's other folders is the only origin, named `local`."
+            }
+            Self::Fetch => "How bytes are fetched, over all origins.",
+            Self::Catalog => "What origins have.",
+            Self::Listen => "Where the daemon listens.",
+            Self::Tcp => {
+                "gRPC over TCP. Off unless this section is there. On an address that is not loopback it needs TLS, \
+                 and a token or client certificates."
+            }
+            Self::Tls => "TLS of the TCP listener. Off unless this section is there.",
+            Self::Log => "The log, on standard error.",
+            Self::Limits => "Limits of queues and lists: none of them may grow without bound.",
+            Self::Daemon => "The process.",
+        }
+    }
+}
+
+/// What an option is when nobody sets it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::config) enum Preset {
+    /// This TOML value.
+    Is(&'static str),
+    /// Found out at the start, in these words.
+    Computed(&'static str),
+    /// Nothing.
+    Unset,
+    /// It must be set.
+    Required,
+}
+
+/// One option.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::config) struct Spec {
+    pub(in crate::config) section: Section,
+    pub(in crate::config) key: &'static str,
+    pub(in crate::config) kind: Kind,
+    pub(in crate::config) preset: Preset,
+    /// A TOML value other than the default.
+    pub(in crate::config) example: &'static str,
+    /// What it does and the reason for its default.
+    pub(in crate::config) about: &'static str,
+    /// The kinds of origin that it is for; empty for all.
+    pub(in crate::config) only: &'static [&'static str],
+}
+
+impl Spec {
+    /// Its full name, as messages and the documents have it.
+    pub(in crate::config) fn path(&self) -> String {
+        format!("{}.{}", self.section.path(), self.key)
+    }
+
+    /// The environment variable that overrides it.
+    pub(in crate::config) fn variable(&self) -> String {
+        let section = if self.section == Section::Origin {
+            "ORIGIN_<NAME>".to_owned()
+        } else {
+            self.section.path().replace('.', "__").to_ascii_uppercase()
+        };
+        format!("TIERD_{section}__{}", self.key.to_ascii_uppercase())
+    }
+}
+
+/// Every option.
+pub(in crate::config) fn all() -> impl Iterator<Item = &'static Spec> {
+    engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(&daemon::OPTIONS)
+}
+
+/// The option `key` of `section`.
+pub(in crate::config) fn find(section: Section, key: &str) -> Option<&'static Spec> {
+    all().find(|spec| spec.section == section && spec.key == key)
+}
+
+/// All options of a section, in their order.
+pub(in crate::config) fn of(section: Section) -> impl Iterator<Item = &'static Spec> {
+    all().filter(move |spec| spec.section == section)
+}
+
+const fn option(
+    section: Section,
+    key: &'static str,
+    kind: Kind,
+    preset: Preset,
+    example: &'static str,
+    about: &'static str,
+) -> Spec {
+    Spec { section, key, kind, preset, example, about, only: &[] }
+}
+
+const MIB: u64 = 1 << 20;
+const SECOND: u64 = 1000;
+const DAY: u64 = 86_400 * SECOND;

@@ -1,0 +1,122 @@
+//! Prints the effective configuration as TOML that can be read again. Secrets are not in it: where one is set, a comment
+//! says so.
+
+use std::fmt;
+
+use tierd_cache::config::{Credentials, DirectIo, OriginConfig, OriginKind};
+
+use super::units::{exact_duration, exact_share, exact_size};
+use super::{Config, LogFormat};
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let store = &self.engine.store;
+        writeln!(f, "[store]")?;
+        put(f, "path", &store.path.display())?;
+        put(f, "models", &store.models.display())?;
+        put(f, "budget", &exact_share(store.budget))?;
+        put(f, "keep_free", &exact_share(store.keep_free))?;
+        put(f, "direct_io", if store.direct_io == DirectIo::Auto { &"auto" } else { &"off" })?;
+        put(f, "file_mode", &format!("{:04o}", store.file_mode))?;
+        put(f, "dir_mode", &format!("{:04o}", store.dir_mode))?;
+        for origin in &self.engine.origins {
+            put_origin(f, origin)?;
+        }
+        let fetch = &self.engine.fetch;
+        writeln!(f, "\n[fetch]\nconnections_max = {}", fetch.connections_max)?;
+        put(f, "bytes_in_flight_max", &exact_size(fetch.bytes_in_flight_max))?;
+        put(f, "bandwidth_max", &rate(fetch.bandwidth_max))?;
+        writeln!(f, "attempts_max = {}", fetch.attempts_max)?;
+        put(f, "backoff_min", &exact_duration(fetch.backoff_min))?;
+        put(f, "backoff_max", &exact_duration(fetch.backoff_max))?;
+        writeln!(f, "\n[catalog]")?;
+        put(f, "refresh_interval", &exact_duration(self.engine.refresh_interval))?;
+        self.put_listen(f)?;
+        writeln!(f, "\n[log]")?;
+        put(f, "format", if self.log.format == LogFormat::Text { &"text" } else { &"json" })?;
+        put(f, "filter", &self.log.filter)?;
+        let limits = &self.engine.limits;
+        writeln!(f, "\n[limits]\nensures_max = {}", limits.ensures_max)?;
+        writeln!(f, "models_per_request_max = {}", limits.models_per_request_max)?;
+        writeln!(f, "flights_max = {}", limits.flights_max)?;
+        writeln!(f, "leases_max = {}", limits.leases_max)?;
+        writeln!(f, "events_max = {}", limits.events_max)?;
+        put(f, "lease_max", &exact_duration(limits.lease_max))?;
+        writeln!(f, "\n[daemon]")?;
+        put(f, "drain_deadline", &exact_duration(self.drain_deadline))
+    }
+}
+
+impl Config {
+    fn put_listen(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let listen = &self.listen;
+        writeln!(f, "\n[listen]")?;
+        put(f, "unix", &listen.unix.display())?;
+        put(f, "http", &listen.http.map_or("off".to_owned(), |address| address.to_string()))?;
+        writeln!(f, "requests_max = {}", listen.requests_max)?;
+        put(f, "message_bytes_max", &exact_size(listen.message_bytes_max as u64))?;
+        let Some(tcp) = &listen.tcp else { return Ok(()) };
+        writeln!(f, "\n[listen.tcp]")?;
+        put(f, "address", &tcp.address)?;
+        note_secret(f, "the bearer token", tcp.token.is_some())?;
+        let Some(tls) = &tcp.tls else { return Ok(()) };
+        writeln!(f, "\n[listen.tcp.tls]")?;
+        put(f, "certificate", &tls.certificate.display())?;
+        put(f, "key", &tls.key.display())?;
+        tls.client_ca.as_ref().map_or(Ok(()), |authorities| put(f, "client_ca", &authorities.display()))
+    }
+}
+
+fn put_origin(f: &mut fmt::Formatter<'_>, origin: &OriginConfig) -> fmt::Result {
+    writeln!(f, "\n[[origin]]")?;
+    put(f, "name", &origin.name)?;
+    match &origin.kind {
+        OriginKind::S3 { bucket, endpoint, region, virtual_hosted, credentials } => {
+            put(f, "kind", &"s3")?;
+            put(f, "bucket", bucket)?;
+            if let Some(endpoint) = endpoint {
+                put(f, "endpoint", endpoint)?;
+            }
+            put(f, "region", region)?;
+            writeln!(f, "virtual_hosted = {virtual_hosted}")?;
+            match credentials {
+                Credentials::Keys { id, token, .. } => {
+                    put(f, "access_key_id", id)?;
+                    note_secret(f, "the secret key", true)?;
+                    note_secret(f, "the session token", token.is_some())?;
+                }
+                Credentials::Environment => writeln!(f, "# keys: what the environment gives")?,
+                Credentials::Anonymous => writeln!(f, "anonymous = true")?,
+            }
+        }
+        OriginKind::Http { url, bearer } => {
+            put(f, "kind", &"http")?;
+            put(f, "url", url)?;
+            note_secret(f, "the bearer token", bearer.is_some())?;
+        }
+        OriginKind::Folder { path } => {
+            put(f, "kind", &"folder")?;
+            put(f, "path", &path.display())?;
+        }
+    }
+    put(f, "prefix", &origin.prefix)?;
+    put(f, "manifest", &origin.manifest)?;
+    writeln!(f, "connections_max = {}", origin.connections_max)?;
+    put(f, "bandwidth_max", &rate(origin.bandwidth_max))?;
+    put(f, "connect_timeout", &exact_duration(origin.connect_timeout))?;
+    put(f, "request_timeout", &exact_duration(origin.request_timeout))?;
+    put(f, "stall_timeout", &exact_duration(origin.stall_timeout))
+}
+
+/// Writes one key with a text, quoted as TOML has it.
+fn put(f: &mut fmt::Formatter<'_>, key: &str, value: &dyn fmt::Display) -> fmt::Result {
+    writeln!(f, "{key} = {}", toml::Value::String(value.to_string()))
+}
+
+fn note_secret(f: &mut fmt::Formatter<'_>, what: &str, is_set: bool) -> fmt::Result {
+    if is_set { writeln!(f, "# {what} is set (not shown)") } else { Ok(()) }
+}
+
+fn rate(rate: Option<u64>) -> String {
+    rate.map_or("none".to_owned(), exact_size)
+}

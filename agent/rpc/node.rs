@@ -1,0 +1,140 @@
+//! `NodeService`: how the node is, and what happens on it.
+
+use std::collections::VecDeque;
+
+use futures_util::Stream;
+use tierd_cache::engine::EngineHandle;
+use tierd_cache::engine::handle::Watch;
+use tierd_cache::engine::view::Occurrence;
+use tierd_cache::ids::Seq;
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status};
+
+use crate::rpc::cache::until_stopped;
+use crate::rpc::caller::{ANSWER_WAIT, answer};
+use crate::rpc::{occurrence, pb};
+
+/// The service. One for each listener, all speak to one engine.
+pub(crate) struct Node {
+    pub(crate) engine: EngineHandle,
+    /// Ends streams when the daemon drains.
+    pub(crate) stop: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl pb::node_service_server::NodeService for Node {
+    type WatchStream = BoxStream<pb::WatchResponse>;
+
+    async fn get_node(&self, _: Request<pb::GetNodeRequest>) -> Result<Response<pb::GetNodeResponse>, Status> {
+        let node = answer(ANSWER_WAIT, self.engine.node()).await?;
+        Ok(Response::new(pb::GetNodeResponse { node: Some((&node).into()) }))
+    }
+
+    async fn watch(&self, request: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let request = request.into_inner();
+        let since = occurrence::seq(&request.resume_token)?;
+        let watch = answer(ANSWER_WAIT, self.engine.watch(since)).await?;
+        Ok(Response::new(Box::pin(until_stopped(steps(watch, since, request.past_only), self.stop.clone()))))
+    }
+}
+
+struct Walk {
+    gap: Option<&'static str>,
+    past: VecDeque<Occurrence>,
+    live: Option<tokio::sync::broadcast::Receiver<Occurrence>>,
+    last: Option<Seq>,
+}
+
+/// The steps of a watch: a resync if something is lost, the past, then what happens.
+fn steps(
+    watch: Watch,
+    since: Option<Seq>,
+    past_only: bool,
+) -> impl Stream<Item = Result<pb::WatchResponse, Status>> + Send + 'static {
+    let gap = watch.gap.then_some("what happened after the token is partly forgotten");
+    let live = (!past_only).then_some(watch.live);
+    let walk = Walk { gap, past: watch.past.into(), live, last: since };
+    futures_util::stream::unfold(walk, |mut walk| async {
+        let update = walk.next().await?;
+        Some((Ok(pb::WatchResponse { update: Some(update) }), walk))
+    })
+}
+
+impl Walk {
+    async fn next(&mut self) -> Option<pb::watch_response::Update> {
+        use pb::watch_response::Update;
+        if let Some(reason) = self.gap.take() {
+            return Some(Update::Resync(pb::Resync { reason: reason.to_owned() }));
+        }
+        loop {
+            let occurrence = match self.past.pop_front() {
+                Some(occurrence) => occurrence,
+                None => match self.live.as_mut()?.recv().await {
+                    Ok(occurrence) => occurrence,
+                    Err(RecvError::Lagged(lost)) => {
+                        let reason = format!("this watcher read too slowly and lost {lost} occurrences");
+                        return Some(Update::Resync(pb::Resync { reason }));
+                    }
+                    Err(RecvError::Closed) => return None,
+                },
+            };
+            // The engine subscribes before it copies the past: what is in both is told once.
+            if self.last.is_none_or(|last| occurrence.seq > last) {
+                self.last = Some(occurrence.seq);
+                return Some(Update::Occurrence((&occurrence).into()));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::StreamExt;
+    use tierd_cache::clock::Wall;
+    use tierd_cache::engine::view::What;
+    use tokio::sync::broadcast;
+
+    fn occurrence(seq: u64) -> Occurrence {
+        Occurrence { seq: Seq(seq), at: Wall(seq), what: What::Started { blobs: 0, bytes: 0 } }
+    }
+
+    async fn words(stream: impl Stream<Item = Result<pb::WatchResponse, Status>>) -> Vec<String> {
+        let word = |step: Result<pb::WatchResponse, Status>| match step.expect("no status").update.expect("set") {
+            pb::watch_response::Update::Occurrence(occurrence) => occurrence.resume_token,
+            pb::watch_response::Update::Resync(_) => "resync".to_owned(),
+        };
+        stream.map(word).collect().await
+    }
+
+    #[tokio::test]
+    async fn a_gap_is_told_before_the_past_and_nothing_is_told_twice() {
+        let (send, live) = broadcast::channel(4);
+        for seq in [8, 9] {
+            send.send(occurrence(seq)).expect("a receiver");
+        }
+        drop(send);
+        let watch = Watch { past: vec![occurrence(7), occurrence(8)], gap: true, live };
+        assert_eq!(words(steps(watch, Some(Seq(3)), false)).await, ["resync", "7", "8", "9"]);
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_lags_is_told_and_goes_on() {
+        let (send, live) = broadcast::channel(2);
+        for seq in 1..=5 {
+            send.send(occurrence(seq)).expect("a receiver");
+        }
+        drop(send);
+        let watch = Watch { past: vec![], gap: false, live };
+        assert_eq!(words(steps(watch, None, false)).await, ["resync", "4", "5"]);
+    }
+
+    #[tokio::test]
+    async fn past_only_ends_after_the_past() {
+        let (_send, live) = broadcast::channel(2);
+        let watch = Watch { past: vec![occurrence(1)], gap: false, live };
+        assert_eq!(words(steps(watch, None, true)).await, ["1"]);
+    }
+}

@@ -1,0 +1,168 @@
+//! The gRPC server: both listeners with the same services, health and reflection, from bind to drain.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tierd_cache::engine::EngineHandle;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::transport;
+use tonic_health::server::HealthReporter;
+use tower::Layer;
+
+use crate::config::ListenConfig;
+use crate::rpc::FILE_DESCRIPTOR_SET;
+use crate::rpc::cache::Cache;
+use crate::rpc::gate::Gate;
+use crate::rpc::listen::{self, RpcError, UnixSocket};
+use crate::rpc::node::Node;
+use crate::rpc::pb::cache_service_server::CacheServiceServer;
+use crate::rpc::pb::node_service_server::NodeServiceServer;
+
+/// How often a silent connection is asked whether it lives: dead launchers must not hold streams for long.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long it may take to answer.
+const KEEPALIVE_WAIT: Duration = Duration::from_secs(20);
+/// Most calls of one connection at once; all connections together are bound by `requests_max`.
+const STREAMS_MAX: u32 = 256;
+/// Most bytes of one call's headers.
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+
+/// The sockets, bound and not yet served.
+#[derive(Debug)]
+pub struct Server {
+    unix: UnixSocket,
+    tcp: Option<(TcpListener, transport::Server)>,
+    config: ListenConfig,
+}
+
+impl Server {
+    /// Binds the Unix socket and, if configured, TCP. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`RpcError`]: a socket is in use or cannot be made, TCP would be open to strangers, or its TLS files do not work.
+    pub fn bind(config: &ListenConfig) -> Result<Self, RpcError> {
+        // First, since it tells best that another daemon runs.
+        let unix = listen::unix(&config.unix)?;
+        let tcp = match &config.tcp {
+            None => None,
+            Some(tcp) => {
+                let mut server = limited();
+                if let Some(tls) = &tcp.tls {
+                    let tls = listen::tls(tls)?;
+                    server = server.tls_config(tls).map_err(|error| RpcError::Tls { detail: chain(&error) })?;
+                }
+                Some((listen::tcp(tcp)?, server))
+            }
+        };
+        Ok(Self { unix, tcp, config: config.clone() })
+    }
+
+    /// The TCP address as bound: with the port that was chosen if the configuration says 0.
+    #[must_use]
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
+    }
+
+    /// Serves until `stop`, then refuses new calls, ends the streams with `SHUTTING_DOWN` and returns when every call has
+    /// ended. How long that may take is the caller's to bound.
+    ///
+    /// # Errors
+    ///
+    /// [`RpcError::Serve`] if a listener ends by itself; the other one is stopped then.
+    pub async fn run(self, handle: EngineHandle, stop: CancellationToken) -> Result<(), RpcError> {
+        let slots = Arc::new(Semaphore::new(self.config.requests_max as usize));
+        let gate = Gate { slots, slots_max: self.config.requests_max, token: None, remote: false };
+        // A listener that fails stops the other one, and nothing else.
+        let stop = stop.child_token();
+        let (health, routes) = services(&handle, &stop, self.config.message_bytes_max).await?;
+
+        let UnixSocket { listener, file } = self.unix;
+        let unix = limited().serve_with_incoming_shutdown(
+            gate.layer(routes.clone()),
+            listen::unix_connections(listener),
+            stop.clone().cancelled_owned(),
+        );
+        let tcp = async {
+            let Some((listener, server)) = self.tcp else { return Ok(()) };
+            let token = self.config.tcp.and_then(|tcp| tcp.token).map(Arc::new);
+            let gate = Gate { token, remote: true, ..gate };
+            let incoming = listen::tcp_connections(listener);
+            server.serve_with_incoming_shutdown(gate.layer(routes), incoming, stop.clone().cancelled_owned()).await
+        };
+        let draining = async {
+            stop.cancelled().await;
+            health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+            health.set_not_serving::<CacheServiceServer<Cache>>().await;
+            health.set_not_serving::<NodeServiceServer<Node>>().await;
+        };
+        let (unix, tcp, ()) = tokio::join!(ends(unix, &stop), ends(tcp, &stop), draining);
+        drop(file);
+        unix.and(tcp)
+    }
+}
+
+/// Waits for a listener's end; one that fails stops the others.
+async fn ends(
+    served: impl Future<Output = Result<(), transport::Error>>,
+    stop: &CancellationToken,
+) -> Result<(), RpcError> {
+    served.await.map_err(|error| {
+        stop.cancel();
+        RpcError::Serve { detail: chain(&error) }
+    })
+}
+
+/// A tonic server with our limits.
+fn limited() -> transport::Server {
+    transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_WAIT))
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+}
+
+/// The services of every listener, and the switch of the health service.
+async fn services(
+    handle: &EngineHandle,
+    stop: &CancellationToken,
+    message_bytes_max: usize,
+) -> Result<(HealthReporter, Routes), RpcError> {
+    let cache = CacheServiceServer::new(Cache { engine: handle.clone(), stop: stop.clone() })
+        .max_decoding_message_size(message_bytes_max);
+    let node = NodeServiceServer::new(Node { engine: handle.clone(), stop: stop.clone() })
+        .max_decoding_message_size(message_bytes_max);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<CacheServiceServer<Cache>>().await;
+    health.set_serving::<NodeServiceServer<Node>>().await;
+
+    let describe = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let failed = |error: tonic_reflection::server::Error| RpcError::Serve { detail: chain(&error) };
+    // Both versions: older tools know only v1alpha.
+    let v1 = describe().build_v1().map_err(failed)?;
+    let v1alpha = describe().build_v1alpha().map_err(failed)?;
+    let routes = Routes::new(cache).add_service(node).add_service(health_service).add_service(v1).add_service(v1alpha);
+    Ok((health, routes.prepare()))
+}
+
+/// An error with its causes: tonic's own text is just `transport error`.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.ends_with(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
+}

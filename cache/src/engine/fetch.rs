@@ -1,0 +1,206 @@
+//! The way of the bytes: from an origin, through a block of memory that hashes them as they arrive, to the disk.
+//!
+//! Nothing here decides: it does one [`Fetch`] and tells how it went. Payload stays inside this file.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::engine::event::{Broken, Event, Fetch};
+use crate::engine::gauges::outcome;
+use crate::engine::pace::Pace;
+use crate::engine::run::Done;
+use crate::fault::Fault;
+use crate::metrics::{self, RequestOutcome};
+use crate::origin::{Body, Origin, OriginError};
+use crate::piece::PieceHasher;
+use crate::store::{Block, BlockPool, Partial};
+
+/// What every fetch of one origin shares.
+#[derive(Debug, Clone)]
+pub(crate) struct Lines {
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) pool: Arc<BlockPool>,
+    pub(crate) paces: Vec<Arc<Pace>>,
+    pub(crate) clock: Clock,
+    /// Bytes that this origin has sent since the daemon started.
+    pub(crate) total: Arc<AtomicU64>,
+    /// Those of them that the metrics have.
+    pub(crate) counted: u64,
+    pub(crate) done: mpsc::Sender<Done>,
+}
+
+/// Writes that are on their way to the disk. They are always waited for: a late write could overwrite a newer one.
+#[derive(Default)]
+struct Writes(JoinSet<Result<(), Fault>>);
+
+impl Writes {
+    fn write(&mut self, partial: &Arc<Partial>, offset: u64, mut block: Block) {
+        let partial = partial.clone();
+        self.0.spawn_blocking(move || Ok(partial.write(offset, &mut block)?));
+    }
+
+    async fn settle(&mut self) -> Result<(), Fault> {
+        let mut result = Ok(());
+        while let Some(joined) = self.0.join_next().await {
+            let written =
+                joined.unwrap_or_else(|panic| Err(Fault::Store { detail: format!("a write panicked: {panic}") }));
+            result = result.and(written);
+        }
+        result
+    }
+}
+
+/// Does one fetch. Every piece that is on the disk and in the journal is told at once.
+pub(crate) async fn fetch(
+    lines: Lines,
+    fetch: Fetch,
+    partial: Arc<Partial>,
+    stop: CancellationToken,
+    received: Arc<AtomicU64>,
+) -> Result<(), Broken> {
+    let mut writes = Writes::default();
+    let started = lines.clock.now();
+    let result = tokio::select! {
+        biased;
+        () = stop.cancelled() => Err(Failure::Aborted),
+        result = pieces(&lines, &fetch, &partial, &received, &mut writes) => result,
+    };
+    let settled = writes.settle().await;
+    let ended = match &result {
+        Ok(()) => Some(RequestOutcome::Ok),
+        Err(Failure::Origin(error)) => Some(outcome(error)),
+        Err(Failure::Local(_) | Failure::Aborted) => None,
+    };
+    if let Some(outcome) = ended {
+        metrics::request_ended(lines.origin.name(), outcome, lines.clock.now().since(started));
+    }
+    let result = result.map_err(|failure| failure.broken(&lines, &fetch));
+    result.and(settled.map_err(Broken::Local))
+}
+
+async fn pieces(
+    lines: &Lines,
+    fetch: &Fetch,
+    partial: &Arc<Partial>,
+    received: &AtomicU64,
+    writes: &mut Writes,
+) -> Result<(), Failure> {
+    let layout = partial.layout();
+    let range = layout.range(fetch.first).start..layout.range(fetch.first + fetch.count - 1).end;
+    let Fetch { source, .. } = fetch;
+    let body = if fetch.whole {
+        lines.origin.read_whole(&source.path, source.bytes, &source.validator).await
+    } else {
+        lines.origin.read(&source.path, range, source.bytes, &source.validator).await
+    };
+    let mut stream = Stream { lines, path: source.path.clone(), body: body?, rest: Bytes::new() };
+    for piece in fetch.first..fetch.first + fetch.count {
+        let skip = fetch.skip.binary_search(&piece).is_ok();
+        let range = layout.range(piece);
+        let mut hasher = PieceHasher::new(layout, piece);
+        let mut offset = range.start;
+        while offset < range.end {
+            let mut block = lines.pool.acquire().await;
+            while !block.is_full() && offset + (block.len() as u64) < range.end {
+                let left = range.end - offset - block.len() as u64;
+                let most = block.remaining().min(usize::try_from(left).unwrap_or(usize::MAX));
+                let bytes = stream.next(most).await?;
+                block.fill(&bytes);
+                hasher.update(&bytes);
+                received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            }
+            let at = offset;
+            offset += block.len() as u64;
+            if !skip {
+                writes.write(partial, at, block);
+            }
+        }
+        if skip {
+            received.fetch_sub(range.end - range.start, Ordering::Relaxed);
+            continue;
+        }
+        writes.settle().await.map_err(Failure::Local)?;
+        let cv = hasher.finish();
+        partial.finished(piece, cv).map_err(|error| Failure::Local(error.into()))?;
+        received.fetch_sub(range.end - range.start, Ordering::Relaxed);
+        let event = Event::PieceDone { flight: fetch.flight, request: fetch.request, piece, cv };
+        if lines.done.send(Done::Event(event)).await.is_err() {
+            return Err(Failure::Aborted);
+        }
+    }
+    Ok(stream.end().await?)
+}
+
+/// A body, cut where blocks and pieces end.
+struct Stream<'a> {
+    lines: &'a Lines,
+    path: String,
+    body: Body,
+    rest: Bytes,
+}
+
+impl Stream<'_> {
+    /// The next bytes, at most `most`.
+    async fn next(&mut self, most: usize) -> Result<Bytes, OriginError> {
+        while self.rest.is_empty() {
+            self.rest = self.body.next().await.ok_or_else(|| self.short(most))??;
+            let bytes = self.rest.len() as u64;
+            self.lines.total.fetch_add(bytes, Ordering::Relaxed);
+            for pace in &self.lines.paces {
+                pace.keep(bytes, &self.lines.clock).await;
+            }
+        }
+        let most = most.min(self.rest.len());
+        Ok(self.rest.split_to(most))
+    }
+
+    /// The origin enforces lengths; this is what is left if it did not.
+    fn short(&self, most: usize) -> OriginError {
+        OriginError::Truncated { path: self.path.clone(), got: 0, want: most as u64 }
+    }
+
+    /// The body must end where the pieces end. Reading its end also gives the connection back.
+    async fn end(&mut self) -> Result<(), OriginError> {
+        match self.body.next().await {
+            None => Ok(()),
+            Some(more) => more.map(|_| ()),
+        }
+    }
+}
+
+/// Why a fetch did not come to its end.
+enum Failure {
+    Origin(OriginError),
+    Local(Fault),
+    Aborted,
+}
+
+impl From<OriginError> for Failure {
+    fn from(error: OriginError) -> Self {
+        Self::Origin(error)
+    }
+}
+
+impl Failure {
+    /// What it means for the flight.
+    fn broken(self, lines: &Lines, fetch: &Fetch) -> Broken {
+        let error = match self {
+            Self::Origin(error) => error,
+            Self::Local(fault) => return Broken::Local(fault),
+            Self::Aborted => return Broken::Aborted,
+        };
+        match error {
+            OriginError::Changed { .. } | OriginError::NotFound { .. } => Broken::Changed,
+            OriginError::RangeIgnored { .. } => Broken::RangeIgnored,
+            OriginError::Throttled { status, retry_after, .. } => Broken::Throttled { status, retry_after },
+            error if error.is_transient() => Broken::Transient { detail: error.to_string(), status: error.status() },
+            error => Broken::Refused(error.fault(lines.origin.name(), &fetch.source.path)),
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! The loop: one task owns the state, applies events to it and starts the work that it asks for.
+//!
+//! Facts pass through here; payload bytes never do. Nothing in the loop waits: what takes time runs beside it and reports.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::OriginSnapshot;
+use crate::clock::{Clock, Tick};
+use crate::config::EngineConfig;
+use crate::engine::callers::Callers;
+use crate::engine::chronicle::Chronicle;
+use crate::engine::event::{Effect, Event, RequestId};
+use crate::engine::fetch::Lines;
+use crate::engine::gauges::GAUGES_INTERVAL;
+use crate::engine::handle::{COMMANDS_MAX, Command, EngineHandle, Verified};
+use crate::engine::pace::Pace;
+use crate::engine::scribe::Scribe;
+use crate::engine::sources::Sources;
+use crate::engine::state::{State, StateConfig};
+use crate::engine::view::{EvictReport, OriginState, What};
+use crate::fault::Fault;
+use crate::ids::{BlobId, EnsureId, FlightId, ModelKey, OriginName};
+use crate::manifest::Manifest;
+use crate::origin::Origin;
+use crate::piece::Cv;
+use crate::plan::lru::Lru;
+use crate::store::{BlockPool, Partial, Store};
+
+/// Reports that may wait for the loop. Each worker has one at a time, so this is never reached; it is a bound.
+const DONE_MAX: usize = 4096;
+/// How often progress is told and rates are measured while something happens. Nothing ticks while nothing does.
+const BEAT: Duration = Duration::from_millis(50);
+/// How often open files and their journals are made durable: what a power cut may cost.
+pub(crate) const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the file system is asked for its free space while idle. While something is fetched, at every sync.
+const SPACE_INTERVAL: Duration = Duration::from_secs(30);
+/// Blobs that are read for verification at once: one stream fills most disks, two hide the hashing.
+const SCRUBS_MAX: usize = 2;
+
+/// What work reports to the loop.
+#[derive(Debug)]
+pub(crate) enum Done {
+    Event(Event),
+    Opened(FlightId, Result<Opened, Fault>),
+    Listed(OriginName, Result<OriginSnapshot, Fault>, Option<oneshot::Sender<Result<(), Fault>>>),
+    Located(ModelKey, Result<(OriginName, crate::catalog::Listed), Fault>),
+    Relocated(FlightId, OriginName, Result<Option<Found>, Fault>),
+    ReserveImport(u64, oneshot::Sender<Result<(), Fault>>),
+    UnreserveImport(u64),
+}
+
+/// An open unfinished blob, and its pieces that have been verified again.
+pub(crate) type Opened = (Arc<Partial>, Vec<(u32, Cv)>);
+
+/// What looking a source up again found.
+pub(crate) type Found = (crate::catalog::Listed, Option<Manifest>, crate::engine::event::Relocated);
+
+/// A request that is under way.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) stop: CancellationToken,
+    pub(crate) received: Arc<AtomicU64>,
+}
+
+/// An eviction whose answer waits until the bytes are gone.
+#[derive(Debug)]
+pub(crate) struct Evicting {
+    pub(crate) waiting: Vec<BlobId>,
+    pub(crate) report: EvictReport,
+    pub(crate) reply: oneshot::Sender<Result<EvictReport, Fault>>,
+}
+
+/// The engine's task.
+pub(crate) struct Engine {
+    pub(crate) state: State,
+    pub(crate) clock: Clock,
+    pub(crate) store: Arc<Store>,
+    pub(crate) scribe: Scribe,
+    pub(crate) origins: Vec<Arc<Origin>>,
+    pub(crate) lines: HashMap<OriginName, Lines>,
+    pub(crate) pool: Arc<BlockPool>,
+    pub(crate) sources: Sources,
+    pub(crate) origin_states: HashMap<OriginName, OriginState>,
+    pub(crate) done: mpsc::Sender<Done>,
+    pub(crate) callers: Callers,
+    pub(crate) chronicle: Chronicle,
+    pub(crate) open: HashMap<FlightId, Arc<Partial>>,
+    pub(crate) running: HashMap<RequestId, Running>,
+    pub(crate) evicting: Vec<Evicting>,
+    pub(crate) verifying: HashMap<BlobId, Vec<(ModelKey, u64, mpsc::Sender<Verified>)>>,
+    pub(crate) scrubs: Arc<Semaphore>,
+    /// Set once: long reads of the disk stop soon after.
+    pub(crate) halt: Arc<AtomicBool>,
+    pub(crate) refresh_interval: Duration,
+    /// Callers that only joined flights of others.
+    pub(crate) joined: HashSet<EnsureId>,
+    pub(crate) free_fs: u64,
+    /// When the gauges were last set, and whether something happened since.
+    pub(crate) gauged: Tick,
+    pub(crate) stale: bool,
+    pub(crate) models_path: PathBuf,
+    pub(crate) next_ensure: u64,
+    /// When the state wants to be told that time passed.
+    pub(crate) wake: Tick,
+    pub(crate) synced: Tick,
+    pub(crate) spaced: Tick,
+    pub(crate) refreshed: Tick,
+    pub(crate) draining: Option<oneshot::Sender<()>>,
+}
+
+/// Opens the store and starts the engine. It runs until [`EngineHandle::shutdown`].
+///
+/// # Errors
+///
+/// Whatever keeps the store from being opened (another daemon, no permission, a full disk), and origins whose
+/// configuration makes no sense. Origins that do not answer are no error: the catalog of the last run serves.
+pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
+    let clock = Clock::start();
+    let events_max = config.limits.events_max as usize;
+    let store_config = config.store.clone();
+    let opened = tokio::task::spawn_blocking(move || Store::open(&store_config, events_max)).await;
+    let (store, inventory) =
+        opened.map_err(|panic| Fault::Store { detail: format!("opening the store panicked: {panic}") })??;
+    let store = Arc::new(store);
+    let mut origins = Vec::new();
+    for origin in &config.origins {
+        let opened = Origin::open(origin).map_err(|error| error.fault(&origin.name, ""))?;
+        origins.push(Arc::new(opened));
+    }
+    let state_config = StateConfig {
+        fetch: config.fetch.clone(),
+        limits: config.limits.clone(),
+        budget: config.store.budget,
+        keep_free: config.store.keep_free,
+        origins: config.origins.iter().map(|origin| (origin.name.clone(), origin.connections_max)).collect(),
+        models: config.store.models.clone(),
+        seed: clock.wall().0,
+    };
+    let state = State::new(state_config, &inventory, Box::new(Lru::default()), clock.now(), clock.wall());
+    let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+    let (done, reports) = mpsc::channel(DONE_MAX);
+    let pool = Arc::new(BlockPool::new(config.fetch.bytes_in_flight_max));
+    let lines = lines(&config, &origins, &pool, &clock, &done);
+    let scribe = Scribe::start(store.clone());
+    let mut engine = Engine {
+        state,
+        scribe,
+        lines,
+        pool,
+        sources: Sources::new(&origins),
+        origin_states: HashMap::new(),
+        done,
+        callers: Callers::default(),
+        chronicle: Chronicle::new(inventory.events, inventory.next_seq, events_max),
+        open: HashMap::new(),
+        running: HashMap::new(),
+        evicting: Vec::new(),
+        verifying: HashMap::new(),
+        scrubs: Arc::new(Semaphore::new(SCRUBS_MAX)),
+        halt: Arc::new(AtomicBool::new(false)),
+        refresh_interval: config.refresh_interval,
+        joined: HashSet::new(),
+        free_fs: 0,
+        gauged: clock.now(),
+        stale: true,
+        models_path: config.store.models.clone(),
+        next_ensure: 1,
+        wake: Tick(u64::MAX),
+        synced: clock.now(),
+        spaced: clock.now(),
+        refreshed: clock.now(),
+        draining: None,
+        origins,
+        store,
+        clock,
+    };
+    engine.recall_catalog();
+    engine.measure_space();
+    let bytes = inventory.blobs.iter().map(|blob| blob.bytes).sum();
+    engine.record(What::Started { blobs: inventory.blobs.len() as u64, bytes });
+    engine.refresh(None, None);
+    tokio::spawn(engine.run(inbox, reports));
+    Ok(EngineHandle::new(commands))
+}
+
+fn lines(
+    config: &EngineConfig,
+    origins: &[Arc<Origin>],
+    pool: &Arc<BlockPool>,
+    clock: &Clock,
+    done: &mpsc::Sender<Done>,
+) -> HashMap<OriginName, Lines> {
+    let all = Pace::new(config.fetch.bandwidth_max).map(Arc::new);
+    let line = |(origin, config): (&Arc<Origin>, &crate::config::OriginConfig)| {
+        let own = Pace::new(config.bandwidth_max).map(Arc::new);
+        let lines = Lines {
+            origin: origin.clone(),
+            pool: pool.clone(),
+            paces: own.into_iter().chain(all.clone()).collect(),
+            clock: clock.clone(),
+            total: Arc::new(AtomicU64::new(0)),
+            counted: 0,
+            done: done.clone(),
+        };
+        (config.name.clone(), lines)
+    };
+    origins.iter().zip(&config.origins).map(line).collect()
+}
+
+impl Engine {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Command>, mut reports: mpsc::Receiver<Done>) {
+        loop {
+            let wake = self.next_wake();
+            tokio::select! {
+                Some(done) = reports.recv() => self.report(done),
+                command = inbox.recv(), if self.draining.is_none() => match command {
+                    Some(command) => self.command(command),
+                    // Every handle is gone: drain as if told to.
+                    None => self.drain(oneshot::channel().0),
+                },
+                () = tokio::time::sleep_until(self.clock.instant(wake)) => {}
+            }
+            self.beat();
+            if self.draining.is_some() && self.is_quiet() {
+                break;
+            }
+        }
+        self.close().await;
+    }
+
+    /// When the loop must look again even if nothing is reported.
+    fn next_wake(&mut self) -> Tick {
+        let now = self.clock.now();
+        let refresh = self.refreshed.after(self.refresh_interval);
+        let space = self.spaced.after(SPACE_INTERVAL);
+        let beat = self.is_busy().then(|| now.after(BEAT));
+        let gauges = self.stale.then(|| self.gauged.after(GAUGES_INTERVAL));
+        self.wake = self.state.next_wake().unwrap_or(Tick(u64::MAX));
+        let state = Some(self.wake.max(now.after(Duration::from_millis(1))));
+        [Some(refresh), Some(space), beat, gauges, state].into_iter().flatten().min().unwrap_or(refresh)
+    }
+
+    /// Whether something happens that is measured or told as it goes.
+    fn is_busy(&self) -> bool {
+        !self.callers.is_empty() || !self.running.is_empty()
+    }
+
+    /// Applies an event and starts the work that it calls for.
+    pub(crate) fn apply(&mut self, event: Event) {
+        self.stale = true;
+        self.count_event(&event);
+        let effects = self.state.apply(event, self.clock.now(), self.clock.wall());
+        self.act(effects);
+    }
+
+    pub(crate) fn act(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            self.start(effect);
+        }
+    }
+
+    /// What is done from time to time rather than when something is reported.
+    fn beat(&mut self) {
+        let now = self.clock.now();
+        for id in self.callers.left() {
+            self.apply(Event::Leave(id));
+        }
+        if self.wake <= now {
+            self.wake = Tick(u64::MAX);
+            self.apply(Event::Tick);
+        }
+        if self.is_busy() {
+            let samples: Vec<(OriginName, u64)> = self
+                .lines
+                .iter()
+                .map(|(origin, lines)| (origin.clone(), lines.total.load(Ordering::Relaxed)))
+                .collect();
+            for (origin, bytes) in samples {
+                self.apply(Event::Sample { origin, bytes });
+            }
+        }
+        let (state, running) = (&self.state, &self.running);
+        let received =
+            |request: RequestId| running.get(&request).map_or(0, |running| running.received.load(Ordering::Relaxed));
+        self.callers.progress(now, |id: EnsureId| state.progress(id, &received, now));
+        if now.since(self.synced) >= SYNC_INTERVAL && !self.open.is_empty() {
+            self.synced = now;
+            self.sync_open_files();
+            self.measure_space();
+        }
+        if now.since(self.spaced) >= SPACE_INTERVAL {
+            self.measure_space();
+        }
+        if self.stale && now.since(self.gauged) >= GAUGES_INTERVAL {
+            self.gauge();
+            self.stale = self.is_busy();
+        }
+        if now.since(self.refreshed) >= self.refresh_interval && self.draining.is_none() {
+            self.refresh(None, None);
+        }
+        if self.running.is_empty() && self.open.is_empty() {
+            self.pool.trim();
+        }
+    }
+
+    /// Stops new work. Pieces that are under way are given up, those that are finished are in the journal.
+    pub(crate) fn drain(&mut self, reply: oneshot::Sender<()>) {
+        tracing::info!(requests = self.running.len(), files = self.open.len(), "draining");
+        self.draining = Some(reply);
+        self.halt.store(true, Ordering::Relaxed);
+        let effects = self.state.drain(self.clock.now());
+        self.act(effects);
+        for running in self.running.values() {
+            running.stop.cancel();
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.running.is_empty() && self.state.is_quiet()
+    }
+
+    /// The last thing the engine does: what is open becomes durable.
+    async fn close(mut self) {
+        let open: Vec<Arc<Partial>> = self.open.drain().map(|(_, partial)| partial).collect();
+        let scribe = self.scribe;
+        let store = self.store.clone();
+        let closed = tokio::task::spawn_blocking(move || {
+            for partial in open {
+                if let Err(error) = partial.sync() {
+                    tracing::warn!(%error, "an unfinished blob could not be synced");
+                }
+            }
+            scribe.finish();
+            drop(store);
+        });
+        if let Err(panic) = closed.await {
+            tracing::error!(%panic, "closing the store panicked");
+        }
+        drop(self.store);
+        if let Some(reply) = self.draining {
+            // Whoever asked may have given up waiting.
+            let _ = reply.send(());
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! Commands and reports: what the loop does with each.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::catalog::OriginSnapshot;
+use crate::engine::event::Event;
+use crate::engine::handle::{Command, Verified};
+use crate::engine::run::{Done, Engine, Evicting};
+use crate::engine::scribe::Note;
+use crate::engine::view::{
+    EnsureRequest, EnsureUpdate, ImportOutcome, ImportedFile, NodeView, OriginState, OriginView, What,
+};
+use crate::fault::Fault;
+use crate::ids::{BlobId, EnsureId, ModelKey, OriginName};
+use crate::origin::Origin;
+use crate::store::{Found, StoredLink};
+
+/// Rows of an import or a verification that may wait for their reader.
+const ROWS_MAX: usize = 64;
+
+impl Engine {
+    /// Answers a question or starts what is ordered. A caller that went away needs no answer.
+    pub(crate) fn command(&mut self, command: Command) {
+        let now = self.clock.now();
+        match command {
+            Command::Ensure(request, reply) => {
+                let _ = reply.send(Ok(self.ensure(request)));
+            }
+            Command::Flight(flight, reply) => {
+                let _ = reply.send(self.state.flight(flight, now));
+            }
+            Command::Flights(reply) => {
+                let _ = reply.send(self.state.flights(now));
+            }
+            Command::CancelFlight(flight, by, reply) => {
+                let result = self.state.cancel(flight, &by, now);
+                let _ = reply.send(result.map(|effects| self.act(effects)));
+            }
+            Command::Pin { models, owner, ttl, reply } => {
+                let result = self.state.pin(&models, &owner, ttl, now, self.clock.wall());
+                let _ = reply.send(result.map(|(lease, effects)| {
+                    self.act(effects);
+                    lease
+                }));
+            }
+            Command::Unpin(lease, reply) => {
+                let _ = reply.send(self.state.unpin(lease).map(|(lease, effects)| {
+                    self.act(effects);
+                    lease
+                }));
+            }
+            Command::Leases(reply) => {
+                let _ = reply.send(self.state.leases());
+            }
+            Command::Evict { models, by, reply } => self.evict(&models, &by, reply),
+            Command::Models { filter, after, max, reply } => {
+                let _ = reply.send(self.state.models(&filter, after.as_ref(), max));
+            }
+            Command::Model(model, reply) => {
+                let _ = reply.send(self.state.model(&model));
+            }
+            Command::Refresh(origin, reply) => self.refresh(origin, Some(reply)),
+            Command::Node(reply) => {
+                let _ = reply.send(self.node());
+            }
+            Command::Watch(since, reply) => {
+                let _ = reply.send(self.chronicle.watch(since));
+            }
+            Command::Import { path, dry_run, reply } => {
+                let _ = reply.send(Ok(self.import(path, dry_run)));
+            }
+            Command::Verify { models, reply } => {
+                let _ = reply.send(self.verify(models));
+            }
+            Command::Shutdown(reply) => self.drain(reply),
+        }
+    }
+
+    /// Takes a report in.
+    pub(crate) fn report(&mut self, done: Done) {
+        match done {
+            Done::Event(event) => self.reported(event),
+            Done::Opened(flight, result) => {
+                let pieces = result.map(|(partial, pieces)| {
+                    self.open.insert(flight, partial);
+                    pieces
+                });
+                self.apply(Event::Opened { flight, pieces });
+                self.measure_space();
+            }
+            Done::Listed(origin, result, reply) => {
+                let result = self.listed(&origin, result);
+                if let Some(reply) = reply {
+                    let _ = reply.send(result);
+                }
+            }
+            Done::Located(model, result) => {
+                let result = result.map(|(origin, listed)| {
+                    self.sources.found(&origin, listed);
+                    self.apply(Event::Catalog(self.sources.catalog()));
+                });
+                self.apply(Event::Located { model, result });
+            }
+            Done::Relocated(flight, origin, result) => {
+                let result = result.map(|found| {
+                    let relocated = found.map(|(listed, manifest, relocated)| {
+                        self.sources.found(&origin, listed);
+                        if manifest.is_some() {
+                            self.sources.manifest(&origin, manifest);
+                        }
+                        self.apply(Event::Catalog(self.sources.catalog()));
+                        relocated
+                    });
+                    (origin, relocated)
+                });
+                self.apply(Event::Relocated { flight, result });
+            }
+            Done::ReserveImport(bytes, reply) => {
+                let reserved = self.state.reserve_import(bytes);
+                if reserved.is_ok() && reply.send(reserved).is_err() {
+                    self.state.unreserve_import(bytes);
+                }
+            }
+            Done::UnreserveImport(bytes) => self.state.unreserve_import(bytes),
+        }
+    }
+
+    fn reported(&mut self, event: Event) {
+        match &event {
+            Event::RequestEnded { request, .. } => {
+                self.running.remove(request);
+            }
+            Event::Committed { flight, result: Ok(_) } => {
+                self.open.remove(flight);
+            }
+            Event::Scrubbed { blob, bad } => self.tell_verified(*blob, bad),
+            _ => {}
+        }
+        let removed = match &event {
+            Event::Removed { blob, .. } => Some(*blob),
+            _ => None,
+        };
+        self.apply(event);
+        if let Some(blob) = removed {
+            self.measure_space();
+            self.evicted(blob);
+        }
+    }
+
+    fn ensure(&mut self, request: EnsureRequest) -> mpsc::Receiver<EnsureUpdate> {
+        let id = EnsureId(self.next_ensure);
+        self.next_ensure += 1;
+        let stream = self.callers.add(id, request.progress_interval, self.clock.now());
+        self.apply(Event::Ensure { id, request });
+        stream
+    }
+
+    fn evict(
+        &mut self,
+        models: &[ModelKey],
+        by: &str,
+        reply: oneshot::Sender<Result<crate::engine::view::EvictReport, Fault>>,
+    ) {
+        if models.is_empty() {
+            let reason = "name at least one model".to_owned();
+            let _ = reply.send(Err(Fault::Invalid { field: "models", reason }));
+            return;
+        }
+        let (report, waiting, effects) = self.state.evict(models, by, self.clock.now());
+        self.act(effects);
+        if waiting.is_empty() {
+            let _ = reply.send(Ok(report));
+            return;
+        }
+        self.evicting.push(Evicting { waiting, report, reply });
+    }
+
+    /// A blob is gone: evictions that waited for it may be over.
+    fn evicted(&mut self, blob: BlobId) {
+        for evicting in &mut self.evicting {
+            evicting.waiting.retain(|waiting| *waiting != blob);
+        }
+        for over in self.evicting.extract_if(.., |evicting| evicting.waiting.is_empty()) {
+            let _ = over.reply.send(Ok(over.report));
+        }
+    }
+
+    /// What was known of L4 before the restart.
+    pub(crate) fn recall_catalog(&mut self) {
+        for origin in &self.origins {
+            let Ok(Some(bytes)) = self.store.get_state(&state_name(origin.name())) else { continue };
+            match serde_json::from_slice::<OriginSnapshot>(&bytes) {
+                Ok(snapshot) if snapshot.origin == *origin.name() => self.sources.listed(snapshot),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(origin = %origin.name(), %error, "the last listing is unreadable"),
+            }
+        }
+        self.apply(Event::Catalog(self.sources.catalog()));
+    }
+
+    /// Lists origins again, all or one.
+    pub(crate) fn refresh(&mut self, only: Option<OriginName>, reply: Option<oneshot::Sender<Result<(), Fault>>>) {
+        if only.is_none() {
+            self.refreshed = self.clock.now();
+        }
+        let wanted = |origin: &&Arc<Origin>| only.as_ref().is_none_or(|only| origin.name() == only);
+        let origins: Vec<Arc<Origin>> = self.origins.iter().filter(wanted).cloned().collect();
+        if origins.is_empty() {
+            let Some(reply) = reply else { return };
+            let _ = reply.send(match only {
+                Some(origin) => {
+                    let hint = "no such origin is configured; see tierd status".to_owned();
+                    Err(Fault::NotFound { what: format!("origin {origin}"), hint })
+                }
+                None => Ok(()),
+            });
+            return;
+        }
+        let (sender, mut replies) = mpsc::channel(origins.len());
+        for origin in origins {
+            let (done, at, sender) = (self.done.clone(), self.clock.wall(), sender.clone());
+            tokio::spawn(async move {
+                let result = origin.snapshot(at).await.map_err(|error| error.fault(origin.name(), "listing"));
+                let (told, heard) = oneshot::channel();
+                let _ = done.send(Done::Listed(origin.name().clone(), result, Some(told))).await;
+                let _ = sender.send(heard.await.unwrap_or(Err(Fault::ShuttingDown))).await;
+            });
+        }
+        drop(sender);
+        let Some(reply) = reply else { return };
+        tokio::spawn(async move {
+            let mut result = Ok(());
+            while let Some(listed) = replies.recv().await {
+                result = result.and(listed);
+            }
+            let _ = reply.send(result);
+        });
+    }
+
+    fn listed(&mut self, origin: &OriginName, result: Result<OriginSnapshot, Fault>) -> Result<(), Fault> {
+        let snapshot = match result {
+            Ok(snapshot) => snapshot,
+            Err(fault) => {
+                tracing::warn!(%origin, %fault, "could not be listed; what it had before stays known");
+                self.origin_is(origin, OriginState::Down, &fault.to_string());
+                return Err(fault);
+            }
+        };
+        match serde_json::to_vec(&snapshot) {
+            Ok(bytes) => self.scribe.note(Note::State(state_name(origin), bytes)),
+            Err(error) => tracing::error!(%origin, %error, "a listing could not be written"),
+        }
+        let before = self.sources.of(origin).0;
+        self.sources.listed(snapshot);
+        self.apply(Event::Catalog(self.sources.catalog()));
+        let models = self.sources.of(origin).0;
+        self.origin_is(origin, OriginState::Up, "");
+        if models != before {
+            self.record(What::Listed { origin: origin.clone(), models });
+        }
+        Ok(())
+    }
+
+    /// Notes an origin's state; a change is an occurrence.
+    fn origin_is(&mut self, origin: &OriginName, state: OriginState, detail: &str) {
+        if self.origin_states.insert(origin.clone(), state) != Some(state) {
+            self.record(What::Origin { origin: origin.clone(), state, detail: detail.to_owned() });
+        }
+    }
+
+    fn node(&self) -> NodeView {
+        let (flights, ensures, leases, models_known) = self.state.counts();
+        NodeView {
+            uptime: Duration::from_micros(self.clock.now().0),
+            tiers: vec![self.state.disk(self.store.mode())],
+            origins: self.origins.iter().map(|origin| self.origin(origin)).collect(),
+            flights,
+            ensures,
+            leases,
+            models_known,
+            models_path: self.models_path.clone(),
+        }
+    }
+
+    fn origin(&self, origin: &Origin) -> OriginView {
+        let (connections, connections_allowed, bytes_per_second) = self.state.lane(origin.name());
+        let (models, listed) = self.sources.of(origin.name());
+        let health = origin.health();
+        OriginView {
+            origin: origin.name().clone(),
+            kind: origin.kind().to_owned(),
+            address: origin.address(),
+            state: health.state,
+            detail: health.detail,
+            models,
+            listed,
+            connections,
+            connections_allowed,
+            bytes_per_second,
+        }
+    }
+
+    fn verify(&mut self, models: Vec<ModelKey>) -> Result<mpsc::Receiver<Verified>, Fault> {
+        let models = if models.is_empty() { self.state.stored_models() } else { models };
+        for model in &models {
+            if self.state.stored(model).is_none() {
+                return Err(Fault::unknown_model(model, "it is not on this node"));
+            }
+        }
+        let (rows, stream) = mpsc::channel(models.len().max(1));
+        for model in models {
+            let Some((blob, bytes)) = self.state.stored(&model) else { continue };
+            self.verifying.entry(blob).or_default().push((model, bytes, rows.clone()));
+            let effects = self.state.verify(blob, self.clock.now());
+            self.act(effects);
+        }
+        Ok(stream)
+    }
+
+    fn tell_verified(&mut self, blob: BlobId, bad: &Result<Vec<u32>, Fault>) {
+        for (model, bytes, rows) in self.verifying.remove(&blob).unwrap_or_default() {
+            let pieces_bad = bad.as_ref().map(|bad| bad.len() as u64).map_err(Clone::clone);
+            // The channel has a place for every row.
+            let _ = rows.try_send(Verified { model, bytes, pieces_bad });
+        }
+    }
+
+    fn import(&self, path: PathBuf, dry_run: bool) -> mpsc::Receiver<ImportedFile> {
+        let (rows, stream) = mpsc::channel(ROWS_MAX);
+        let import = Import {
+            store: self.store.clone(),
+            halt: self.halt.clone(),
+            now: self.clock.wall(),
+            done: self.done.clone(),
+            rows,
+        };
+        tokio::task::spawn_blocking(move || import.run(&path, dry_run));
+        stream
+    }
+}
+
+/// One import, on a thread of its own.
+struct Import {
+    store: Arc<crate::store::Store>,
+    halt: Arc<std::sync::atomic::AtomicBool>,
+    now: crate::clock::Wall,
+    done: mpsc::Sender<Done>,
+    rows: mpsc::Sender<ImportedFile>,
+}
+
+impl Import {
+    fn run(&self, path: &std::path::Path, dry_run: bool) {
+        let found = match self.store.scan_import(path) {
+            Ok(found) => found,
+            Err(error) => {
+                self.tell(path.to_owned(), ImportOutcome::Skipped { reason: error.to_string() });
+                return;
+            }
+        };
+        for found in found {
+            if self.halt.load(std::sync::atomic::Ordering::Relaxed) || self.rows.is_closed() {
+                return;
+            }
+            let outcome = self.one(&found, dry_run).unwrap_or_else(|reason| ImportOutcome::Skipped { reason });
+            self.tell(found.file, outcome);
+        }
+    }
+
+    fn tell(&self, file: PathBuf, outcome: ImportOutcome) {
+        // A reader that left ends the import at the next file.
+        let _ = self.rows.blocking_send(ImportedFile { file, outcome });
+    }
+
+    fn one(&self, found: &Found, dry_run: bool) -> Result<ImportOutcome, String> {
+        let (model, classified_by) = found.model.clone()?;
+        if dry_run {
+            return Err(format!("dry run: it would become {model} (by its {classified_by})"));
+        }
+        let (reply, answer) = oneshot::channel();
+        let gone = |_| Fault::ShuttingDown.to_string();
+        self.done
+            .blocking_send(Done::ReserveImport(found.bytes, reply))
+            .map_err(|_| Fault::ShuttingDown.to_string())?;
+        answer.blocking_recv().map_err(gone)?.map_err(|fault| fault.to_string())?;
+        let adopted = self.store.adopt(&found.file, &model, self.now, &self.halt, &AtomicU64::new(0));
+        let adopted = match adopted {
+            Ok(adopted) => adopted,
+            Err(error) => {
+                let _ = self.done.blocking_send(Done::UnreserveImport(found.bytes));
+                return Err(error.to_string());
+            }
+        };
+        let link = StoredLink { model: model.clone(), blob: adopted.blob, source: None };
+        let event = Event::Adopted { link, bytes: adopted.bytes, reserved: found.bytes };
+        self.done.blocking_send(Done::Event(event)).map_err(|_| Fault::ShuttingDown.to_string())?;
+        let (blob, bytes, how) = (adopted.blob, adopted.bytes, adopted.how);
+        Ok(ImportOutcome::Adopted { model, blob, bytes, how, classified_by })
+    }
+}
+
+fn state_name(origin: &OriginName) -> String {
+    format!("catalog-{origin}")
+}

@@ -1,0 +1,48 @@
+//! The invariants of the state, written once: tests, models and debug builds share them.
+
+use crate::engine::state::{Fate, State};
+
+impl State {
+    /// What is wrong with the state. Empty, always.
+    #[must_use]
+    pub fn check(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let mut claim = |holds: bool, what: &dyn Fn() -> String| {
+            if !holds {
+                wrong.push(what());
+            }
+        };
+        let blobs: u64 = self.blobs.values().map(|blob| blob.bytes).sum();
+        let partials: u64 = self.partials.values().map(|(bytes, _)| bytes).sum();
+        let held = blobs + partials + self.discarding.values().sum::<u64>();
+        claim(self.disk.used() == held, &|| format!("{} bytes used, {held} found", self.disk.used()));
+        let reserved: u64 = self.flights.values().map(|flight| flight.reserved).sum();
+        claim(self.disk.reserved() >= reserved, &|| format!("{} reserved, {reserved} held", self.disk.reserved()));
+        for (model, link) in &self.links {
+            let named = self.blobs.get(&link.blob).is_some_and(|blob| blob.models.contains(model));
+            claim(named, &|| format!("{model} names a blob that does not know it"));
+        }
+        for (id, blob) in &self.blobs {
+            let linked = blob.models.iter().all(|model| self.links.get(model).is_some_and(|link| link.blob == *id));
+            claim(linked, &|| format!("{id} claims a name that is not its own"));
+            let wants = self.ensures.values().flat_map(|ensure| &ensure.wants).filter(|want| want.hold == Some(*id));
+            let holds = wants.count() as u32;
+            claim(blob.holds == holds, &|| format!("{id} has {} holds, {holds} wants hold it", blob.holds));
+            let served = blob.fate == Fate::Removing && blob.holds > 0;
+            claim(!served, &|| format!("{id} is removed under {} callers", blob.holds));
+        }
+        for (id, flight) in &self.flights {
+            for request in &flight.requests {
+                let known = self.requests.get(request).is_some_and(|request| request.flight == *id);
+                claim(known, &|| format!("flight {id} has a request that is not under way"));
+            }
+            let opened = self.flights.values().filter(|other| other.is_open && other.name == flight.name).count();
+            claim(opened <= 1, &|| format!("{opened} flights have the file of flight {id} open"));
+        }
+        for lane in &self.lanes {
+            let running = self.requests.values().filter(|request| request.source.origin == lane.origin).count() as u32;
+            claim(lane.running == running, &|| format!("{} counts {} of {running}", lane.origin, lane.running));
+        }
+        wrong
+    }
+}

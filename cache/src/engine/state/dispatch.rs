@@ -1,0 +1,285 @@
+//! Which piece is fetched next, from where: demand before prefetch, within the connections that each origin gets.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::catalog::Source;
+use crate::clock::Tick;
+use crate::engine::event::{Broken, Effect, Fetch, RequestId};
+use crate::engine::state::State;
+use crate::engine::state::flight::{Flight, Keep, Stage};
+use crate::engine::view::Priority;
+use crate::fault::Fault;
+use crate::ids::{FlightId, OriginName};
+
+/// A request that is under way.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) flight: FlightId,
+    pub(crate) source: Source,
+    /// Pieces that it still owes.
+    pub(crate) left: BTreeSet<u32>,
+    pub(crate) whole: bool,
+    pub(crate) priority: Priority,
+    pub(crate) aborting: bool,
+}
+
+impl State {
+    /// Hands out pieces while there are connections.
+    pub(super) fn dispatch(&mut self, now: Tick) {
+        self.end_backoffs(now);
+        let mut starved = vec![false; self.lanes.len()];
+        let mut demand_waits = false;
+        for id in self.dispatch_order() {
+            let Some(flight) = self.flights.get(&id) else { continue };
+            if flight.priority == Priority::Prefetch && demand_waits {
+                break;
+            }
+            self.dispatch_flight(id, &mut starved, now);
+            let waits = self.flights.get(&id).is_some_and(|flight| !flight.pending.is_empty());
+            demand_waits |= waits && self.flights.get(&id).is_some_and(|flight| flight.priority == Priority::Demand);
+        }
+        for (lane, starved) in self.lanes.iter_mut().zip(&starved) {
+            lane.connections.wanted_more(*starved);
+        }
+        if demand_waits {
+            self.stop_prefetches();
+        }
+    }
+
+    /// Flights that want bytes: demand first, then the oldest; inside one set the largest was created first.
+    fn dispatch_order(&self) -> Vec<FlightId> {
+        let wants = |flight: &Flight| flight.stage == Stage::Fetching && !flight.pending.is_empty();
+        let mut order: Vec<(std::cmp::Reverse<Priority>, FlightId)> = self
+            .flights
+            .iter()
+            .filter(|(_, flight)| wants(flight))
+            .map(|(id, flight)| (std::cmp::Reverse(flight.priority), *id))
+            .collect();
+        order.sort_unstable();
+        order.into_iter().map(|(_, id)| id).collect()
+    }
+
+    fn dispatch_flight(&mut self, id: FlightId, starved: &mut [bool], now: Tick) {
+        loop {
+            let Some(flight) = self.flights.get(&id) else { return };
+            let Some(first) = flight.pending.first().copied() else { return };
+            let Some((lane, source)) = self.open_lane(flight, starved, now) else { return };
+            let whole = self.lanes[lane].ignores_ranges;
+            if whole && flight.requests.iter().any(|request| self.requests.get(request).is_some_and(|r| r.whole)) {
+                // One stream carries the whole object; a second one would carry it again.
+                return;
+            }
+            let pieces: BTreeSet<u32> = if whole { flight.pending.clone() } else { BTreeSet::from([first]) };
+            self.start_request(id, lane, source, pieces, whole);
+        }
+    }
+
+    /// The first usable source of a flight whose origin has a connection to give. Notes which origins had none.
+    fn open_lane(&self, flight: &Flight, starved: &mut [bool], now: Tick) -> Option<(usize, Source)> {
+        let running: u32 = self.lanes.iter().map(|lane| lane.running).sum();
+        for source in flight.usable() {
+            let Some(index) = self.lanes.iter().position(|lane| lane.origin == source.origin) else { continue };
+            let lane = &self.lanes[index];
+            if lane.paused_until > now {
+                continue;
+            }
+            if lane.running < lane.connections.allowed() && running < self.config.fetch.connections_max {
+                return Some((index, source.clone()));
+            }
+            starved[index] = true;
+        }
+        None
+    }
+
+    fn start_request(&mut self, id: FlightId, lane: usize, source: Source, pieces: BTreeSet<u32>, whole: bool) {
+        let Some(flight) = self.flights.get_mut(&id) else { return };
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        for piece in &pieces {
+            flight.pending.remove(piece);
+        }
+        flight.requests.insert(request);
+        flight.last_origin = Some(source.origin.clone());
+        self.lanes[lane].running += 1;
+        let all = 0..flight.layout.pieces();
+        let (first, count) =
+            if whole { (0, all.end) } else { (pieces.first().copied().unwrap_or(0), pieces.len() as u32) };
+        let skip = if whole { all.filter(|piece| !pieces.contains(piece)).collect() } else { Vec::new() };
+        let priority = flight.priority;
+        self.out.push(Effect::Fetch(Fetch {
+            request,
+            flight: id,
+            source: source.clone(),
+            first,
+            count,
+            whole,
+            skip,
+            priority,
+        }));
+        self.requests.insert(request, Request { flight: id, source, left: pieces, whole, priority, aborting: false });
+    }
+
+    /// Demand waits for connections that prefetches hold: they give them up at once. Their pieces wait for a quiet moment.
+    fn stop_prefetches(&mut self) {
+        let wanted: usize = self
+            .flights
+            .values()
+            .filter(|flight| flight.priority == Priority::Demand && flight.stage == Stage::Fetching)
+            .map(|flight| flight.pending.len())
+            .sum();
+        let stop: Vec<RequestId> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| {
+                let priority = self.flights.get(&request.flight).map_or(request.priority, |flight| flight.priority);
+                priority == Priority::Prefetch && !request.aborting
+            })
+            .map(|(id, _)| *id)
+            .take(wanted)
+            .collect();
+        for request in stop {
+            self.abort(request);
+        }
+    }
+
+    pub(super) fn abort(&mut self, id: RequestId) {
+        if let Some(request) = self.requests.get_mut(&id).filter(|request| !request.aborting) {
+            request.aborting = true;
+            self.out.push(Effect::Abort(id));
+        }
+    }
+
+    pub(super) fn request_ended(&mut self, id: FlightId, request: RequestId, result: Result<(), Broken>, now: Tick) {
+        let Some(ended) = self.requests.remove(&request) else { return };
+        let origin = ended.source.origin.clone();
+        if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.origin == origin) {
+            lane.running -= 1;
+        }
+        let Some(flight) = self.flights.get_mut(&id) else { return };
+        flight.requests.remove(&request);
+        if flight.stage != Stage::Fetching {
+            return;
+        }
+        let left: BTreeSet<u32> =
+            ended.left.into_iter().filter(|piece| flight.cvs[*piece as usize].is_none()).collect();
+        flight.pending.extend(&left);
+        match result {
+            // A request that says it is done but owes pieces is a broken one.
+            Ok(()) if left.is_empty() => {}
+            Ok(()) => self.transient(id, &origin, &left, "the body ended early", None, now),
+            Err(Broken::Aborted) => {}
+            Err(Broken::Transient { detail, status }) => self.transient(id, &origin, &left, &detail, status, now),
+            Err(Broken::Throttled { status, retry_after }) => {
+                self.throttled(id, &origin, &left, status, retry_after, now);
+            }
+            Err(Broken::Changed) => self.source_changed(id, &origin, now),
+            Err(Broken::RangeIgnored) => {
+                if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.origin == origin && !lane.ignores_ranges) {
+                    tracing::warn!(%origin, "it ignores ranges: one stream for each file from here on");
+                    lane.ignores_ranges = true;
+                }
+            }
+            Err(Broken::Refused(fault)) => self.source_failed(id, &origin, &fault, now),
+            Err(Broken::Local(fault)) => self.end_flight(id, &fault, Keep::Pieces, now),
+        }
+    }
+
+    fn transient(
+        &mut self,
+        id: FlightId,
+        origin: &OriginName,
+        left: &BTreeSet<u32>,
+        detail: &str,
+        status: Option<u16>,
+        now: Tick,
+    ) {
+        if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.origin == *origin) {
+            lane.connections.failed(now);
+        }
+        let Some(tries) = self.postpone(id, left, None, now) else { return };
+        tracing::debug!(flight = %id, %origin, detail, tries, "request failed");
+        if tries >= self.config.fetch.attempts_max {
+            let fault = Fault::OriginUnavailable {
+                origin: origin.clone(),
+                status,
+                retry_after: Some(self.config.fetch.backoff_max),
+                detail: format!("{detail} ({tries} attempts)"),
+            };
+            self.source_failed(id, origin, &fault, now);
+        }
+    }
+
+    fn throttled(
+        &mut self,
+        id: FlightId,
+        origin: &OriginName,
+        left: &BTreeSet<u32>,
+        status: u16,
+        retry_after: Option<Duration>,
+        now: Tick,
+    ) {
+        let most = self.config.fetch.backoff_max;
+        let wait = retry_after.map(|wait| wait.min(most));
+        let Some(tries) = self.postpone(id, left, wait, now) else { return };
+        let wait = wait.unwrap_or_else(|| self.backoff(tries));
+        if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.origin == *origin) {
+            lane.paused_until = lane.paused_until.max(now.after(wait));
+            lane.connections.failed(now);
+        }
+        if tries >= self.config.fetch.attempts_max {
+            let detail = format!("it asked to slow down {tries} times (http {status})");
+            let fault = Fault::OriginUnavailable { origin: origin.clone(), status: Some(status), retry_after, detail };
+            self.source_failed(id, origin, &fault, now);
+        }
+    }
+
+    /// Puts pieces aside until their back-off ends. Returns how often the worst of them has failed.
+    fn postpone(&mut self, id: FlightId, left: &BTreeSet<u32>, wait: Option<Duration>, now: Tick) -> Option<u32> {
+        let first = *left.first()?;
+        let flight = self.flights.get_mut(&id)?;
+        flight.retries += 1;
+        let tries = flight.attempts.entry(first).or_insert(0);
+        *tries += 1;
+        let tries = *tries;
+        let wait = wait.unwrap_or_else(|| self.backoff(tries));
+        let flight = self.flights.get_mut(&id)?;
+        for piece in left {
+            flight.pending.remove(piece);
+            flight.delayed.insert(*piece, now.after(wait));
+        }
+        Some(tries)
+    }
+
+    /// Doubles with each attempt up to a bound; the upper half is random, so that clients do not come back together.
+    fn backoff(&mut self, attempt: u32) -> Duration {
+        let fetch = &self.config.fetch;
+        let full = fetch.backoff_min.saturating_mul(1 << attempt.saturating_sub(1).min(16)).min(fetch.backoff_max);
+        full.mul_f64(0.5 + 0.5 * self.rng.f64())
+    }
+
+    fn end_backoffs(&mut self, now: Tick) {
+        for flight in self.flights.values_mut().filter(|flight| !flight.delayed.is_empty()) {
+            let over: Vec<u32> =
+                flight.delayed.iter().filter(|(_, until)| **until <= now).map(|(piece, _)| *piece).collect();
+            for piece in over {
+                flight.delayed.remove(&piece);
+                flight.pending.insert(piece);
+            }
+        }
+    }
+
+    /// When the next back-off or pause ends.
+    pub(super) fn next_retry(&self) -> Option<Tick> {
+        let delayed = self.flights.values().flat_map(|flight| flight.delayed.values().copied());
+        let wanted = self.flights.values().any(|flight| flight.stage == Stage::Fetching && !flight.pending.is_empty());
+        let paused = self.lanes.iter().map(|lane| lane.paused_until).filter(|until| wanted && *until > self.settled);
+        delayed.chain(paused).min()
+    }
+
+    pub(super) fn sample(&mut self, origin: &OriginName, bytes: u64, now: Tick) {
+        if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.origin == *origin) {
+            lane.connections.sample(bytes, lane.running > 0, now);
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The state of the engine and its one rule: `apply(event, now) -> effects`. Total and synchronous: no clock, no
+//! channel, no file. Replaying the same events at the same ticks yields the same effects.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `ensure` | callers: what each wants and how far it is |
+//! | `flight` | flights: from room, to pieces, to a whole blob |
+//! | `dispatch` | which piece is fetched next, from where |
+//! | `room` | the disk budget: admission, reservation, eviction |
+//! | `stored` | what is on the disk: names, leases, damage |
+//! | `restart` | flights whose source changed or failed; files that are let go |
+//! | `look` | read-only views for the outside |
+//! | `check` | the invariants, for tests and debug builds |
+
+mod check;
+mod dispatch;
+mod ensure;
+mod flight;
+mod look;
+mod restart;
+mod room;
+mod stored;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::budget::Budget;
+use crate::catalog::Catalog;
+use crate::clock::{Tick, Wall};
+use crate::config::{FetchConfig, LimitsConfig};
+use crate::engine::event::{Effect, Event, RequestId};
+use crate::engine::view::{LeaseView, Trust};
+use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Sha256Digest};
+use crate::plan::EvictionPolicy;
+use crate::plan::connections::Connections;
+use crate::store::{Inventory, PartialName, StoredLink};
+use crate::units::Share;
+
+use self::ensure::Ensure;
+use self::flight::Flight;
+
+/// Commits, opens and scrubs that run at once: each is one stream of reads or syncs, and disks like a few.
+const DISK_JOBS_MAX: usize = 4;
+
+/// What the state is told once.
+#[derive(Debug, Clone)]
+pub struct StateConfig {
+    /// How bytes are fetched.
+    pub fetch: FetchConfig,
+    /// Named limits.
+    pub limits: LimitsConfig,
+    /// Most bytes that blobs and reservations may take.
+    pub budget: Share,
+    /// Bytes of the file system that stay free.
+    pub keep_free: Share,
+    /// Origins in order of preference, with the most connections of each.
+    pub origins: Vec<(OriginName, u32)>,
+    /// Where models appear.
+    pub models: PathBuf,
+    /// Seed of the back-off's jitter.
+    pub seed: u64,
+}
+
+/// A blob on the disk, whole.
+#[derive(Debug, Clone)]
+pub(crate) struct Blob {
+    pub(crate) bytes: u64,
+    pub(crate) trust: Trust,
+    pub(crate) sha256: Option<Sha256Digest>,
+    pub(crate) last_used: Wall,
+    pub(crate) models: BTreeSet<ModelKey>,
+    /// Callers and scrubs that need it to stay.
+    pub(crate) holds: u32,
+    pub(crate) fate: Fate,
+}
+
+/// What is being done to a stored blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// Nothing.
+    Kept,
+    /// It is being read and compared.
+    Scrubbing,
+    /// It is damaged and leaves its names.
+    Withdrawing,
+    /// It is being deleted.
+    Removing,
+}
+
+/// A lane: one origin as the scheduler sees it.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(crate) origin: OriginName,
+    pub(crate) connections: Connections,
+    pub(crate) running: u32,
+    /// It asked us to wait until then.
+    pub(crate) paused_until: Tick,
+    /// It sends everything whatever range is asked for.
+    pub(crate) ignores_ranges: bool,
+}
+
+/// The state of the engine. Only [`State::apply`] and the orders beside it change it.
+///
+/// Invariant: [`State::check`] finds nothing.
+#[derive(Debug)]
+pub struct State {
+    config: StateConfig,
+    catalog: Arc<Catalog>,
+    disk: Budget,
+    blobs: BTreeMap<BlobId, Blob>,
+    links: BTreeMap<ModelKey, StoredLink>,
+    /// Blobs that have lost their last name: they go once nobody holds them.
+    nameless: BTreeSet<BlobId>,
+    /// Unfinished blobs that no flight has open, oldest first.
+    partials: BTreeMap<PartialName, (u64, Tick)>,
+    /// Unfinished blobs that are being deleted.
+    discarding: BTreeMap<PartialName, u64>,
+    flights: BTreeMap<FlightId, Flight>,
+    ended: BTreeMap<FlightId, flight::Ended>,
+    ensures: BTreeMap<EnsureId, Ensure>,
+    leases: BTreeMap<LeaseId, Lease>,
+    lanes: Vec<Lane>,
+    requests: BTreeMap<RequestId, dispatch::Request>,
+    policy: Box<dyn EvictionPolicy>,
+    disk_jobs: usize,
+    /// How often a caller or a flight let go of something that another may have waited for.
+    let_go: u64,
+    /// When everything that could move last did.
+    settled: Tick,
+    next_flight: u64,
+    next_request: u64,
+    next_lease: u64,
+    rng: fastrand::Rng,
+    wall: Wall,
+    out: Vec<Effect>,
+}
+
+/// A pin, with its end on the monotonic clock.
+#[derive(Debug, Clone)]
+pub(crate) struct Lease {
+    pub(crate) view: LeaseView,
+    pub(crate) ends: Tick,
+}
+
+impl State {
+    /// Takes over what the store found.
+    #[must_use]
+    pub fn new(
+        config: StateConfig,
+        inventory: &Inventory,
+        policy: Box<dyn EvictionPolicy>,
+        now: Tick,
+        wall: Wall,
+    ) -> Self {
+        let lanes = config
+            .origins
+            .iter()
+            .map(|(origin, max)| Lane {
+                origin: origin.clone(),
+                connections: Connections::new((*max).min(config.fetch.connections_max)),
+                running: 0,
+                paused_until: Tick::default(),
+                ignores_ranges: false,
+            })
+            .collect();
+        let mut state = Self {
+            rng: fastrand::Rng::with_seed(config.seed),
+            config,
+            catalog: Arc::new(Catalog::default()),
+            disk: Budget::new(0),
+            blobs: BTreeMap::new(),
+            links: BTreeMap::new(),
+            nameless: BTreeSet::new(),
+            partials: BTreeMap::new(),
+            discarding: BTreeMap::new(),
+            flights: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            ensures: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            lanes,
+            requests: BTreeMap::new(),
+            policy,
+            disk_jobs: 0,
+            let_go: 0,
+            settled: now,
+            next_flight: 1,
+            next_request: 1,
+            next_lease: inventory.next_lease,
+            wall,
+            out: Vec::new(),
+        };
+        state.take_over(inventory, now);
+        state
+    }
+
+    /// Applies one event and returns the work it calls for.
+    ///
+    /// `wall` is only written into records; nothing is decided by it.
+    #[must_use = "an effect that is dropped is work that never happens"]
+    pub fn apply(&mut self, event: Event, now: Tick, wall: Wall) -> Vec<Effect> {
+        self.wall = wall;
+        match event {
+            Event::Ensure { id, request } => self.ensure(id, request, now),
+            Event::Leave(id) => self.leave(id, now),
+            Event::Inspected { blob, found } => self.inspected(blob, found, now),
+            Event::Scrubbed { blob, bad } => self.scrubbed(blob, bad, now),
+            Event::Withdrawn { blob, result } => self.withdrawn(blob, result, now),
+            Event::Located { model, result } => self.located(&model, result, now),
+            Event::Catalog(catalog) => self.catalog = catalog,
+            Event::Opened { flight, pieces } => self.opened(flight, pieces, now),
+            Event::PieceDone { flight, request, piece, cv } => self.piece_done(flight, request, piece, cv, now),
+            Event::RequestEnded { flight, request, result } => self.request_ended(flight, request, result, now),
+            Event::Relocated { flight, result } => self.relocated(flight, result, now),
+            Event::Committed { flight, result } => self.committed(flight, result, now),
+            Event::Linked { link, result } => self.linked(link, result, now),
+            Event::Removed { blob, result } => self.removed(blob, result, now),
+            Event::Discarded { name, result } => self.discarded(name, result, now),
+            Event::Adopted { link, bytes, reserved } => self.adopted(link, bytes, reserved, now),
+            Event::Space { total, free } => self.space(total, free, now),
+            Event::Sample { origin, bytes } => self.sample(&origin, bytes, now),
+            Event::Tick => self.expire_leases(now),
+        }
+        self.settle(now);
+        std::mem::take(&mut self.out)
+    }
+
+    /// Lets everything move that can: callers whose answers are in, flights that wait for room, pieces that wait for
+    /// connections.
+    fn settle(&mut self, now: Tick) {
+        loop {
+            let before = self.let_go;
+            self.admit_ensures(now);
+            self.finish_ensures(now);
+            self.make_room(now);
+            self.advance_flights(now);
+            if self.let_go == before {
+                break;
+            }
+        }
+        self.dispatch(now);
+        self.settled = now;
+        debug_assert_eq!(self.check(), Vec::<String>::new());
+    }
+
+    /// The next tick at which something happens by itself: a back-off or a lease ends.
+    #[must_use]
+    pub fn next_wake(&self) -> Option<Tick> {
+        let leases = self.leases.values().map(|lease| lease.ends);
+        leases.chain(self.next_retry()).min()
+    }
+}

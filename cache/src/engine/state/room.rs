@@ -1,0 +1,243 @@
+//! The disk budget: which sets fit, what is evicted for them, who gets its room when.
+
+use std::collections::BTreeSet;
+
+use crate::clock::Tick;
+use crate::engine::event::Effect;
+use crate::engine::state::flight::{Keep, Stage};
+use crate::engine::state::{Fate, State};
+use crate::engine::view::{EvictReason, Priority, What};
+use crate::fault::Fault;
+use crate::ids::{BlobId, FlightId, ModelKey};
+use crate::store::PartialName;
+
+impl State {
+    /// The file system's answer: the budget is the configured share, and never so much that `keep_free` is touched.
+    pub(super) fn space(&mut self, total: u64, free: u64, _now: Tick) {
+        // Reserved bytes of open files are allocated already: they are not in `free`.
+        let open = |flight: &&super::flight::Flight| flight.has_file;
+        let allocated: u64 = self.flights.values().filter(open).map(|flight| flight.reserved).sum();
+        let ours = self.disk.used() + allocated;
+        let spare = free.saturating_sub(self.config.keep_free.of(total));
+        self.disk.set_limit(self.config.budget.of(total).min(ours + spare));
+    }
+
+    /// Whether the models that a set still misses fit, with everything evictable gone.
+    pub(super) fn room_for<'a>(&self, missing: impl Iterator<Item = &'a ModelKey>) -> Result<(), Fault> {
+        let mut names = BTreeSet::new();
+        let mut needed = 0;
+        for model in missing {
+            let Some(entry) = self.catalog.get(model) else { continue };
+            let Some(first) = entry.sources.first() else { continue };
+            let name = entry.blake3.map_or_else(|| PartialName::of_source(first), PartialName::of_blob);
+            let flying = self.flights.values().any(|flight| flight.name == name && !flight.is_ending());
+            if names.insert(name) && !flying && !self.partials.contains_key(&name) {
+                needed += entry.bytes;
+            }
+        }
+        if needed == 0 {
+            return Ok(());
+        }
+        let waiting = |flight: &&super::flight::Flight| flight.stage == Stage::Waiting;
+        let promised: u64 = self.flights.values().filter(waiting).map(|flight| flight.layout.bytes()).sum();
+        let over = self.disk.over();
+        let free = self.disk.free();
+        let evictable = self.evictable(&names);
+        if needed + promised + over > free + evictable {
+            return Err(Fault::NoRoom { needed, free: free.saturating_sub(promised), evictable });
+        }
+        Ok(())
+    }
+
+    /// Bytes that eviction could give back, those on their way out included.
+    fn evictable(&self, but: &BTreeSet<PartialName>) -> u64 {
+        let leased = self.leased();
+        let blobs: u64 = self
+            .blobs
+            .iter()
+            .filter(|(id, blob)| blob.fate == Fate::Removing || self.is_evictable(**id, &leased))
+            .map(|(_, blob)| blob.bytes)
+            .sum();
+        let partials: u64 =
+            self.partials.iter().filter(|(name, _)| !but.contains(name)).map(|(_, (bytes, _))| bytes).sum();
+        blobs + partials + self.discarding.values().sum::<u64>()
+    }
+
+    fn leased(&self) -> BTreeSet<&ModelKey> {
+        self.leases.values().flat_map(|lease| &lease.view.models).collect()
+    }
+
+    fn is_evictable(&self, id: BlobId, leased: &BTreeSet<&ModelKey>) -> bool {
+        let Some(blob) = self.blobs.get(&id) else { return false };
+        blob.fate == Fate::Kept && blob.holds == 0 && !blob.models.iter().any(|model| leased.contains(model))
+    }
+
+    /// Gives waiting flights their room, in order; evicts what that takes.
+    pub(super) fn make_room(&mut self, now: Tick) {
+        self.sweep_nameless();
+        self.shrink(now);
+        let mut waiting: Vec<(std::cmp::Reverse<Priority>, FlightId)> = self
+            .flights
+            .iter()
+            .filter(|(_, flight)| flight.stage == Stage::Waiting)
+            .map(|(id, flight)| (std::cmp::Reverse(flight.priority), *id))
+            .collect();
+        waiting.sort_unstable();
+        for (_, id) in waiting {
+            if !self.grant(id, now) {
+                // In order, or a large flight would wait for ever behind small ones.
+                break;
+            }
+        }
+    }
+
+    /// Tries to give one flight its room. False if it must wait for something that is on its way out.
+    fn grant(&mut self, id: FlightId, now: Tick) -> bool {
+        let flight = &self.flights[&id];
+        let (name, bytes) = (flight.name, flight.layout.bytes());
+        let ahead = |(other, flight): (&FlightId, &super::flight::Flight)| {
+            *other != id && flight.name == name && (flight.stage != Stage::Waiting || *other < id)
+        };
+        let taken = self.flights.iter().any(ahead) || self.discarding.contains_key(&name);
+        match flight.digest.and_then(|blob| self.blobs.get(&blob).map(|stored| (blob, stored.fate))) {
+            Some((blob, Fate::Kept)) => {
+                self.arrived_otherwise(id, blob, now);
+                return true;
+            }
+            // The file belongs to somebody who is about to let go of it. Nobody else waits for that.
+            Some(_) => return true,
+            None if taken => return true,
+            None => {}
+        }
+        if let Some((held, _)) = self.partials.get(&name).copied() {
+            self.partials.remove(&name);
+            if held == bytes {
+                self.disk.resume(bytes);
+                self.granted(id, bytes, true);
+            } else {
+                self.discarding.insert(name, held);
+                self.out.push(Effect::Discard(name));
+            }
+            return true;
+        }
+        if self.disk.reserve(bytes) {
+            self.granted(id, bytes, false);
+            return true;
+        }
+        let leaving = self.leaving();
+        let short = (bytes + self.disk.over()).saturating_sub(self.disk.free());
+        if short <= leaving {
+            return false;
+        }
+        let wanted_by = flight.models.keys().next().cloned();
+        let policy = self.policy.name().to_owned();
+        let reason =
+            |_: &Self| wanted_by.clone().map(|wanted_by| EvictReason::Room { wanted_by, policy: policy.clone() });
+        let found = self.clear(short - leaving, &reason, now);
+        if leaving + found >= short {
+            return false;
+        }
+        if leaving + found + self.in_flight() >= short {
+            // Flights that end badly give their room back.
+            return false;
+        }
+        let fault = Fault::NoRoom { needed: bytes, free: self.disk.free(), evictable: found };
+        self.end_flight(id, &fault, Keep::Pieces, now);
+        true
+    }
+
+    fn granted(&mut self, id: FlightId, bytes: u64, has_file: bool) {
+        if let Some(flight) = self.flights.get_mut(&id) {
+            flight.reserved = bytes;
+            flight.has_file = has_file;
+            flight.stage = Stage::Granted;
+        }
+    }
+
+    /// Bytes that are being deleted.
+    fn leaving(&self) -> u64 {
+        let removing: u64 = self.blobs.values().filter(|blob| blob.fate == Fate::Removing).map(|blob| blob.bytes).sum();
+        removing + self.discarding.values().sum::<u64>()
+    }
+
+    /// Bytes that ending flights will give back.
+    fn in_flight(&self) -> u64 {
+        self.flights.values().filter(|flight| flight.is_ending()).map(|flight| flight.reserved).sum()
+    }
+
+    /// Starts to delete at least `bytes`: unfinished blobs that nobody wants first, then what the policy chooses.
+    /// Returns the bytes that will come back.
+    fn clear(&mut self, bytes: u64, reason: &dyn Fn(&Self) -> Option<EvictReason>, now: Tick) -> u64 {
+        let wanted: BTreeSet<PartialName> = self.flights.values().map(|flight| flight.name).collect();
+        let mut oldest: Vec<(Tick, PartialName, u64)> = self
+            .partials
+            .iter()
+            .filter(|(name, _)| !wanted.contains(name))
+            .map(|(name, (bytes, touched))| (*touched, *name, *bytes))
+            .collect();
+        oldest.sort_unstable();
+        let mut found = 0;
+        for (_, name, size) in oldest {
+            if found >= bytes {
+                return found;
+            }
+            self.partials.remove(&name);
+            self.discarding.insert(name, size);
+            self.out.push(Effect::Discard(name));
+            found += size;
+        }
+        let leased = self.leased();
+        let evictable =
+            |blob: BlobId| self.is_evictable(blob, &leased).then(|| self.blobs.get(&blob).map_or(0, |blob| blob.bytes));
+        let victims = self.policy.victims(bytes.saturating_sub(found), &evictable, now);
+        for blob in victims {
+            let Some(stored) = self.blobs.get(&blob) else { continue };
+            found += stored.bytes;
+            let (size, last_used) = (stored.bytes, stored.last_used);
+            let mut bytes = size;
+            for model in stored.models.clone() {
+                if let Some(reason) = reason(self) {
+                    self.out.push(Effect::Record(What::Evicted { model, blob, bytes, reason, last_used }));
+                }
+                bytes = 0;
+            }
+            self.start_removal(blob);
+        }
+        found
+    }
+
+    /// The limit fell below what is held: what the policy chooses goes.
+    fn shrink(&mut self, now: Tick) {
+        let over = self.disk.over();
+        if over == 0 {
+            return;
+        }
+        let leaving = self.leaving();
+        if over > leaving {
+            self.clear(over - leaving, &|_| Some(EvictReason::Shrunk { over }), now);
+        }
+    }
+
+    pub(super) fn start_removal(&mut self, blob: BlobId) {
+        if let Some(stored) = self.blobs.get_mut(&blob) {
+            stored.fate = Fate::Removing;
+            self.out.push(Effect::Remove(blob));
+        }
+    }
+
+    pub(super) fn removed(&mut self, blob: BlobId, result: Result<(), Fault>, _now: Tick) {
+        match result {
+            Ok(()) => {
+                if let Some(stored) = self.forget(blob) {
+                    self.disk.give_back(stored.bytes);
+                }
+            }
+            Err(fault) => {
+                tracing::warn!(%blob, %fault, "a blob could not be removed");
+                if let Some(stored) = self.blobs.get_mut(&blob) {
+                    stored.fate = Fate::Kept;
+                }
+            }
+        }
+    }
+}

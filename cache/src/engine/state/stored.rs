@@ -1,0 +1,412 @@
+//! What is on the disk: blobs, their names, leases, uses, damage.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::catalog::Entry;
+use crate::clock::{Tick, Wall};
+use crate::engine::event::Effect;
+use crate::engine::state::ensure::Step;
+use crate::engine::state::{Blob, Fate, Lease, State};
+use crate::engine::view::{EvictReason, EvictReport, LeaseView, Trust, What};
+use crate::fault::Fault;
+use crate::ids::{BlobId, LeaseId, ModelKey};
+use crate::store::{Inventory, PartialName, StoredLink};
+
+/// Longest owner of a lease, in characters.
+const OWNER_CHARS_MAX: usize = 200;
+
+/// Whether an origin has another content under this name now than the one that is stored.
+pub(super) fn is_outdated(link: &StoredLink, blob: &Blob, entry: &Entry) -> bool {
+    if let Some(digest) = entry.blake3 {
+        return digest != link.blob;
+    }
+    if entry.bytes != blob.bytes {
+        return true;
+    }
+    if let (Some(expected), Some(stored)) = (entry.sha256, blob.sha256) {
+        return expected != stored;
+    }
+    let Some(stored) = &link.source else { return false };
+    let listed = entry.sources.iter().find(|source| source.origin == stored.origin && source.path == stored.path);
+    listed.is_some_and(|listed| listed.validator != stored.validator)
+}
+
+impl State {
+    pub(super) fn take_over(&mut self, inventory: &Inventory, now: Tick) {
+        let mut blobs: Vec<_> = inventory.blobs.iter().collect();
+        blobs.sort_by_key(|blob| blob.last_used);
+        for found in blobs {
+            let blob = Blob {
+                bytes: found.bytes,
+                trust: found.trust,
+                sha256: found.sha256,
+                last_used: found.last_used,
+                models: BTreeSet::new(),
+                holds: 0,
+                fate: Fate::Kept,
+            };
+            self.blobs.insert(found.blob, blob);
+            self.disk.found(found.bytes);
+            self.policy.inserted(found.blob, found.bytes, now);
+        }
+        for link in &inventory.links {
+            if let Some(blob) = self.blobs.get_mut(&link.blob) {
+                blob.models.insert(link.model.clone());
+                self.links.insert(link.model.clone(), link.clone());
+            }
+        }
+        let nameless = self.blobs.iter().filter(|(_, blob)| blob.models.is_empty()).map(|(id, _)| *id);
+        self.nameless = nameless.collect();
+        for partial in &inventory.partials {
+            self.partials.insert(partial.name, (partial.bytes, now));
+            self.disk.found(partial.bytes);
+        }
+        for lease in &inventory.leases {
+            let left = lease.expires.0.saturating_sub(self.wall.0);
+            // A wall clock that jumped back while the daemon was down must not make a lease immortal.
+            let left = Duration::from_millis(left).min(self.config.limits.lease_max);
+            self.leases.insert(lease.lease, Lease { view: lease.clone(), ends: now.after(left) });
+        }
+    }
+
+    /// The name that a stored blob gets, with where it can be had.
+    pub(super) fn link_for(&self, model: &ModelKey, blob: BlobId) -> StoredLink {
+        let source = self.catalog.get(model).and_then(|entry| entry.sources.first()).cloned();
+        StoredLink { model: model.clone(), blob, source }
+    }
+
+    pub(super) fn linked(&mut self, link: StoredLink, result: Result<(), Fault>, now: Tick) {
+        let waiting = Step::Linking(link.blob);
+        match result {
+            Ok(()) => {
+                self.name(link.clone(), now);
+                self.each_want(|want| want.step == waiting && want.model == link.model, &Step::Ready(link.blob));
+            }
+            Err(fault) => {
+                self.each_want(|want| want.step == waiting && want.model == link.model, &Step::Failed(fault));
+                self.drop_holds(link.blob);
+            }
+        }
+    }
+
+    /// A name stands for a blob from now on, and for no other.
+    pub(super) fn name(&mut self, link: StoredLink, now: Tick) {
+        let (model, blob) = (link.model.clone(), link.blob);
+        let before = self.links.insert(model.clone(), link);
+        if let Some(before) = before.filter(|before| before.blob != blob)
+            && let Some(old) = self.blobs.get_mut(&before.blob)
+        {
+            old.models.remove(&model);
+            if old.models.is_empty() {
+                self.nameless.insert(before.blob);
+            }
+            if old.models.is_empty() && old.fate == Fate::Kept {
+                let (bytes, last_used) = (old.bytes, old.last_used);
+                let reason = EvictReason::Replaced { by: blob };
+                self.out.push(Effect::Record(What::Evicted {
+                    model: model.clone(),
+                    blob: before.blob,
+                    bytes,
+                    reason,
+                    last_used,
+                }));
+            }
+        }
+        if let Some(stored) = self.blobs.get_mut(&blob) {
+            stored.models.insert(model);
+        }
+        self.touch(blob, now);
+    }
+
+    /// Blobs that lost their last name go once nobody holds them.
+    pub(super) fn sweep_nameless(&mut self) {
+        for id in std::mem::take(&mut self.nameless) {
+            match self.blobs.get(&id) {
+                Some(blob) if !blob.models.is_empty() => {}
+                Some(blob) if blob.holds == 0 && blob.fate == Fate::Kept => self.start_removal(id),
+                Some(_) => {
+                    self.nameless.insert(id);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// A blob was asked for.
+    pub(super) fn touch(&mut self, blob: BlobId, now: Tick) {
+        let wall = self.wall;
+        if let Some(stored) = self.blobs.get_mut(&blob) {
+            stored.last_used = wall;
+            self.policy.used(blob, now);
+            self.out.push(Effect::NoteUse(vec![blob]));
+        }
+    }
+
+    pub(super) fn adopted(&mut self, link: StoredLink, bytes: u64, reserved: u64, now: Tick) {
+        self.disk.unreserve(reserved);
+        if !self.blobs.contains_key(&link.blob) {
+            self.disk.found(bytes);
+            self.insert_blob(link.blob, bytes, Trust::Imported, None, now);
+        }
+        self.name(link, now);
+    }
+
+    /// Promises room for a file that is being imported.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::NoRoom`]: an import evicts nothing.
+    pub fn reserve_import(&mut self, bytes: u64) -> Result<(), Fault> {
+        if self.disk.reserve(bytes) {
+            return Ok(());
+        }
+        Err(Fault::NoRoom { needed: bytes, free: self.disk.free(), evictable: 0 })
+    }
+
+    /// Takes back what [`State::reserve_import`] promised.
+    pub fn unreserve_import(&mut self, bytes: u64) {
+        self.disk.unreserve(bytes);
+    }
+
+    pub(super) fn insert_blob(
+        &mut self,
+        blob: BlobId,
+        bytes: u64,
+        trust: Trust,
+        sha256: Option<crate::ids::Sha256Digest>,
+        now: Tick,
+    ) {
+        let stored =
+            Blob { bytes, trust, sha256, last_used: self.wall, models: BTreeSet::new(), holds: 0, fate: Fate::Kept };
+        self.blobs.insert(blob, stored);
+        self.policy.inserted(blob, bytes, now);
+    }
+
+    /// Takes a blob that is gone from the disk out of every table.
+    pub(super) fn forget(&mut self, blob: BlobId) -> Option<Blob> {
+        let stored = self.blobs.remove(&blob)?;
+        for model in &stored.models {
+            if self.links.get(model).is_some_and(|link| link.blob == blob) {
+                self.links.remove(model);
+            }
+        }
+        self.policy.removed(blob);
+        Some(stored)
+    }
+
+    /// A blob's file is gone. Its record and its other names go the way of every removal.
+    pub(super) fn missing(&mut self, blob: BlobId) {
+        let Some(stored) = self.blobs.get(&blob).filter(|stored| stored.fate == Fate::Kept) else { return };
+        let detail = "its file is gone: somebody deleted it".to_owned();
+        let models = stored.models.iter().cloned().collect();
+        self.out.push(Effect::Record(What::Damaged { models, blob, pieces_bad: 0, detail }));
+        self.start_removal(blob);
+    }
+
+    /// Reads a blob because somebody wants to know.
+    pub fn verify(&mut self, blob: BlobId, now: Tick) -> Vec<Effect> {
+        self.start_scrub(blob, "asked for");
+        self.settle(now);
+        std::mem::take(&mut self.out)
+    }
+
+    /// Reads a blob because something touched it, or because somebody wants to know.
+    pub(super) fn start_scrub(&mut self, blob: BlobId, detail: &str) {
+        let Some(stored) = self.blobs.get_mut(&blob).filter(|stored| stored.fate == Fate::Kept) else { return };
+        stored.fate = Fate::Scrubbing;
+        tracing::info!(%blob, detail, "stored bytes are checked");
+        self.out.push(Effect::Scrub(blob));
+    }
+
+    pub(super) fn scrubbed(&mut self, blob: BlobId, bad: Result<Vec<u32>, Fault>, now: Tick) {
+        let Some(stored) = self.blobs.get_mut(&blob) else { return };
+        stored.fate = Fate::Kept;
+        let waiting = Step::Scrubbing(blob);
+        match bad {
+            Ok(bad) if bad.is_empty() => {
+                self.out.push(Effect::Bless(blob));
+                self.whole(blob, &waiting, now);
+            }
+            Ok(bad) => {
+                stored.fate = Fate::Withdrawing;
+                let models = stored.models.iter().cloned().collect();
+                let detail = format!("{} pieces do not match their digests", bad.len());
+                let pieces_bad = bad.len() as u64;
+                self.out.push(Effect::Record(What::Damaged { models, blob, pieces_bad, detail }));
+                self.out.push(Effect::Withdraw { blob, bad });
+            }
+            Err(fault) => {
+                self.each_want(|want| want.step == waiting, &Step::Failed(fault));
+                self.drop_holds(blob);
+            }
+        }
+    }
+
+    pub(super) fn withdrawn(&mut self, blob: BlobId, result: Result<PartialName, Fault>, now: Tick) {
+        let waiting = Step::Scrubbing(blob);
+        match result {
+            Ok(name) => {
+                let Some(stored) = self.forget(blob) else { return };
+                self.partials.insert(name, (stored.bytes, now));
+                self.each_want(|want| want.hold == Some(blob), &Step::Missing);
+                self.repair(&stored, now);
+            }
+            Err(fault) => {
+                if let Some(stored) = self.blobs.get_mut(&blob) {
+                    stored.fate = Fate::Kept;
+                }
+                self.each_want(|want| want.step == waiting, &Step::Failed(fault));
+            }
+        }
+        self.drop_holds(blob);
+    }
+
+    /// Fetches the bad pieces again under every name that the blob had, if an origin still has that content.
+    fn repair(&mut self, stored: &Blob, now: Tick) {
+        for model in &stored.models {
+            if self.catalog.get(model).is_some_and(|entry| entry.bytes == stored.bytes) {
+                // Whoever waits joins this flight; a full flight table only delays the repair to the next ensure.
+                let _ = self.fly(model, crate::engine::view::Priority::Prefetch, now);
+            }
+        }
+    }
+
+    /// Holds models against eviction until the lease ends.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Invalid`], [`Fault::Busy`], [`Fault::NotFound`].
+    pub fn pin(
+        &mut self,
+        models: &[ModelKey],
+        owner: &str,
+        ttl: Duration,
+        now: Tick,
+        wall: Wall,
+    ) -> Result<(LeaseView, Vec<Effect>), Fault> {
+        let limits = &self.config.limits;
+        let invalid = |field, reason: &str| Err(Fault::Invalid { field, reason: reason.to_owned() });
+        if models.is_empty() {
+            return invalid("models", "name at least one model");
+        }
+        if models.len() > limits.models_per_request_max as usize {
+            return invalid("models", "too many models in one request");
+        }
+        if owner.is_empty() || owner.chars().count() > OWNER_CHARS_MAX {
+            return invalid("owner", "an owner has 1 to 200 characters");
+        }
+        if ttl.is_zero() || ttl > limits.lease_max {
+            let most = crate::units::human_duration(limits.lease_max);
+            return invalid("ttl", &format!("a lease lasts more than nothing and at most {most} (lease_max)"));
+        }
+        if self.leases.len() >= limits.leases_max as usize {
+            return Err(Fault::Busy { limit: "leases_max", max: limits.leases_max.into() });
+        }
+        for model in models {
+            if self.catalog.get(model).is_none() && !self.links.contains_key(model) {
+                return Err(Fault::unknown_model(model, "no origin lists it and it is not on this node"));
+            }
+        }
+        let lease = LeaseId(self.next_lease);
+        self.next_lease += 1;
+        let models: BTreeSet<ModelKey> = models.iter().cloned().collect();
+        let view = LeaseView {
+            lease,
+            owner: owner.to_owned(),
+            models: models.into_iter().collect(),
+            expires: Wall(wall.0 + ttl.as_millis() as u64),
+        };
+        self.leases.insert(lease, Lease { view: view.clone(), ends: now.after(ttl) });
+        let what = What::Pinned { lease, owner: view.owner.clone(), models: view.models.clone() };
+        Ok((view.clone(), vec![Effect::PutLease(view), Effect::Record(what)]))
+    }
+
+    /// Ends a lease.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::NotFound`].
+    pub fn unpin(&mut self, lease: LeaseId) -> Result<(LeaseView, Vec<Effect>), Fault> {
+        let Some(ended) = self.leases.remove(&lease) else {
+            let hint = "it ended or never was; see tierd leases".to_owned();
+            return Err(Fault::NotFound { what: format!("lease {lease}"), hint });
+        };
+        let what = What::Unpinned { lease, owner: ended.view.owner.clone(), expired: false };
+        Ok((ended.view, vec![Effect::EndLease(lease), Effect::Record(what)]))
+    }
+
+    pub(super) fn expire_leases(&mut self, now: Tick) {
+        let over: Vec<LeaseId> = self.leases.iter().filter(|(_, lease)| lease.ends <= now).map(|(id, _)| *id).collect();
+        for lease in over {
+            let Some(ended) = self.leases.remove(&lease) else { continue };
+            self.out.push(Effect::EndLease(lease));
+            let what = What::Unpinned { lease, owner: ended.view.owner, expired: true };
+            self.out.push(Effect::Record(what));
+        }
+    }
+
+    /// Removes models from the disk. Held ones stay and are reported with who holds them.
+    pub fn evict(&mut self, models: &[ModelKey], by: &str, now: Tick) -> (EvictReport, Vec<BlobId>, Vec<Effect>) {
+        let mut report = EvictReport::default();
+        let mut removing = Vec::new();
+        let models: BTreeSet<&ModelKey> = models.iter().collect();
+        for model in models {
+            match self.evict_one(model, by) {
+                Ok((bytes, blob)) => {
+                    report.bytes_freed += bytes;
+                    report.evicted.push((model.clone(), bytes));
+                    removing.extend(blob);
+                }
+                Err(fault) => report.kept.push((model.clone(), fault)),
+            }
+        }
+        self.settle(now);
+        (report, removing, std::mem::take(&mut self.out))
+    }
+
+    fn evict_one(&mut self, model: &ModelKey, by: &str) -> Result<(u64, Option<BlobId>), Fault> {
+        if let Some((flight, _)) = self.flights.iter().find(|(_, flight)| flight.models.contains_key(model)) {
+            let held_by = format!("flight {flight} brings it; cancel that first");
+            return Err(Fault::Held { what: model.to_string(), held_by });
+        }
+        let Some(link) = self.links.get(model) else {
+            return Err(Fault::unknown_model(model, "it is not on this node"));
+        };
+        let id = link.blob;
+        if let Some(held_by) = self.holder(id) {
+            return Err(Fault::Held { what: model.to_string(), held_by });
+        }
+        let blob = self.blobs.get_mut(&id).ok_or(Fault::unknown_blob(id))?;
+        let last = blob.models.len() == 1;
+        let bytes = if last { blob.bytes } else { 0 };
+        let reason = EvictReason::Asked { by: by.to_owned() };
+        let what = What::Evicted { model: model.clone(), blob: id, bytes, reason, last_used: blob.last_used };
+        self.out.push(Effect::Record(what));
+        if last {
+            self.start_removal(id);
+            return Ok((bytes, Some(id)));
+        }
+        blob.models.remove(model);
+        self.links.remove(model);
+        self.out.push(Effect::Unlink(model.clone()));
+        Ok((0, None))
+    }
+
+    /// Who keeps a blob from being evicted, in words; `None` if nobody does.
+    pub(super) fn holder(&self, id: BlobId) -> Option<String> {
+        let blob = self.blobs.get(&id)?;
+        match blob.fate {
+            Fate::Kept => {}
+            Fate::Scrubbing => return Some("it is being checked".to_owned()),
+            Fate::Withdrawing => return Some("it is being repaired".to_owned()),
+            Fate::Removing => return Some("it is being removed".to_owned()),
+        }
+        if blob.holds > 0 {
+            return Some(format!("{} callers are being served", blob.holds));
+        }
+        let lease =
+            self.leases.values().find(|lease| lease.view.models.iter().any(|model| blob.models.contains(model)));
+        lease.map(|lease| format!("lease {} of {:?}", lease.view.lease, lease.view.owner))
+    }
+}

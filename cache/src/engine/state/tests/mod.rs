@@ -1,0 +1,60 @@
+//! Tests of the state: a naive world that does what the state asks, in any order, with any luck; and claims about single walks.
+
+mod walks;
+mod world;
+
+use proptest::prelude::*;
+
+use self::world::{Step, World};
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..8u8, 0..8u8, any::<bool>(), any::<bool>()).prop_map(|(a, b, demand, cancel)| Step::Ensure { a, b, demand, cancel }),
+        2 => any::<u8>().prop_map(Step::Leave),
+        12 => any::<u8>().prop_map(Step::DoOne),
+        6 => any::<u8>().prop_map(Step::PieceArrives),
+        2 => (any::<u8>(), 0..8u8).prop_map(|(request, fault)| Step::RequestBreaks { request, fault }),
+        1 => any::<u8>().prop_map(Step::DiskFails),
+        1 => (0..8u8).prop_map(Step::Touch),
+        1 => (0..8u8).prop_map(Step::Delete),
+        1 => (0..8u8).prop_map(Step::ChangeAtOrigin),
+        2 => (0..8u8, 1..100u8).prop_map(|(model, seconds)| Step::Pin { model, seconds }),
+        1 => any::<u8>().prop_map(Step::Unpin),
+        1 => (0..8u8).prop_map(Step::Evict),
+        1 => any::<u8>().prop_map(Step::CancelFlight),
+        1 => (2..40u8).prop_map(Step::Space),
+        3 => (1..60u8).prop_map(Step::Wait),
+        1 => Just(Step::Restart),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_the_invariants_hold_and_everyone_gets_one_answer(
+        seed in any::<u64>(),
+        steps in prop::collection::vec(step(), 1..200),
+    ) {
+        let mut world = World::new(seed);
+        for step in steps {
+            world.step(step);
+        }
+        world.run_to_the_end();
+    }
+
+    #[test]
+    fn a_replay_gives_the_same_effects(
+        seed in any::<u64>(),
+        steps in prop::collection::vec(step(), 1..80),
+    ) {
+        let run = |steps: Vec<Step>| {
+            let mut world = World::new(seed);
+            for step in steps {
+                world.step(step);
+            }
+            world.log
+        };
+        prop_assert_eq!(run(steps.clone()), run(steps));
+    }
+}

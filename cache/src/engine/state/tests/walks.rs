@@ -1,0 +1,1 @@
+//! Claims about single walks that a random run would seldom meet.
