@@ -19,7 +19,6 @@ pub(crate) struct Request {
     pub(crate) source: Source,
     /// Pieces that it still owes.
     pub(crate) left: BTreeSet<u32>,
-    pub(crate) whole: bool,
     pub(crate) priority: Priority,
     pub(crate) aborting: bool,
 }
@@ -118,7 +117,7 @@ impl State {
             skip,
             priority,
         }));
-        self.requests.insert(request, Request { flight: id, source, left: pieces, whole, priority, aborting: false });
+        self.requests.insert(request, Request { flight: id, source, left: pieces, priority, aborting: false });
     }
 
     /// Demand waits for connections that prefetches hold: they give them up at once. Their pieces wait for a quiet moment.
