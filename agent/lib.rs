@@ -1,6 +1,8 @@
 //! The daemon around the engine.
 
+pub mod app;
 pub mod cli;
 pub mod config;
+pub mod host;
 pub mod rpc;
 pub mod telemetry;

@@ -29,7 +29,7 @@ const SYSTEM_AUTHORITIES: [&str; 3] =
 
 /// How to reach the daemon.
 #[derive(Debug, Clone, Default, Args)]
-pub struct Reach {
+pub(crate) struct Reach {
     /// The daemon: path of its Unix socket, or http(s)://host:port [default: the socket that `tierd serve` makes here]
     #[arg(long, global = true, env = "TIERD_SOCKET", value_name = "PATH|URL", help_heading = "Daemon")]
     pub socket: Option<String>,
@@ -51,11 +51,11 @@ pub struct Reach {
 }
 
 /// The channel with its token.
-pub type Wire = InterceptedService<Channel, Bearer>;
+pub(crate) type Wire = InterceptedService<Channel, Bearer>;
 
 /// Adds the token and the deadline to every call.
 #[derive(Debug, Clone)]
-pub struct Bearer {
+pub(crate) struct Bearer {
     header: Option<MetadataValue<Ascii>>,
     timeout: Option<Duration>,
 }
@@ -74,7 +74,7 @@ impl Interceptor for Bearer {
 
 /// The clients of one daemon.
 #[derive(Debug, Clone)]
-pub struct Daemon {
+pub(crate) struct Daemon {
     /// `CacheService`.
     pub cache: CacheServiceClient<Wire>,
     /// `NodeService`.
@@ -88,13 +88,8 @@ pub struct Daemon {
 /// # Errors
 ///
 /// [`Exit::Unreachable`] with what to do; [`Exit::Usage`] for a bad address or an unreadable file.
-pub async fn connect(reach: &Reach, env: &BTreeMap<String, String>) -> Result<Daemon, Failure> {
-    let place = place(reach, env);
-    let channel = if place.starts_with("http://") || place.starts_with("https://") {
-        remote(reach, &place).await?
-    } else {
-        local(Path::new(&place)).await?
-    };
+pub(crate) async fn connect(reach: &Reach, env: &BTreeMap<String, String>) -> Result<Daemon, Failure> {
+    let channel = channel(reach, env).await?;
     let bearer = Bearer { header: token(reach, env)?, timeout: reach.timeout };
     let wire = InterceptedService::new(channel, bearer);
     Ok(Daemon {
@@ -104,11 +99,28 @@ pub async fn connect(reach: &Reach, env: &BTreeMap<String, String>) -> Result<Da
     })
 }
 
-/// The daemon's place: what was given, or the socket that `serve` would make here.
-fn place(reach: &Reach, env: &BTreeMap<String, String>) -> String {
-    let given = reach.socket.as_deref().filter(|given| !given.is_empty());
-    let given = given.map(|given| given.strip_prefix("unix://").or(given.strip_prefix("unix:")).unwrap_or(given));
-    given.map_or_else(|| config::default_socket(env).to_string_lossy().into_owned(), str::to_owned)
+/// Connects to the place that was given, or to the first socket of this user or this system where somebody answers.
+async fn channel(reach: &Reach, env: &BTreeMap<String, String>) -> Result<Channel, Failure> {
+    if let Some(place) = reach.socket.as_deref().filter(|given| !given.is_empty()) {
+        if place.starts_with("http://") || place.starts_with("https://") {
+            return remote(reach, place).await;
+        }
+        return local(socket_path(place)).await;
+    }
+    let mut first = None;
+    for socket in config::client_sockets(env) {
+        match local(&socket).await {
+            Ok(channel) => return Ok(channel),
+            // The likeliest place is the one to tell of.
+            Err(failure) => first = first.or(Some(failure)),
+        }
+    }
+    Err(first.unwrap_or_else(|| Failure::new(Exit::Usage, "name the daemon's socket with --socket")))
+}
+
+/// The path of a socket, which may be written as gRPC writes it: `unix:/run/tierd.sock`.
+fn socket_path(place: &str) -> &Path {
+    Path::new(place.strip_prefix("unix://").or_else(|| place.strip_prefix("unix:")).unwrap_or(place))
 }
 
 async fn local(path: &Path) -> Result<Channel, Failure> {
@@ -197,7 +209,9 @@ mod tests {
         let reach = Reach { socket: Some(socket.clone()), ..Reach::default() };
         let failure = connect(&reach, &BTreeMap::new()).await.expect_err("nobody listens");
         assert_eq!(failure.exit, Exit::Unreachable);
-        for hint in [socket.as_str(), "tierd serve", "systemctl start tierd", "--standalone", "TIERD_SOCKET", "No such file"] {
+        for hint in
+            [socket.as_str(), "tierd serve", "systemctl start tierd", "--standalone", "TIERD_SOCKET", "No such file"]
+        {
             assert!(failure.text.contains(hint), "{hint} is missing in:\n{}", failure.text);
         }
     }
@@ -216,10 +230,8 @@ mod tests {
 
     #[test]
     fn a_place_may_be_written_as_grpc_writes_it() {
-        let at = |socket: &str| place(&Reach { socket: Some(socket.into()), ..Reach::default() }, &BTreeMap::new());
-        assert_eq!(at("unix:///run/t.sock"), "/run/t.sock");
-        assert_eq!(at("unix:/run/t.sock"), "/run/t.sock");
-        assert_eq!(at("/run/t.sock"), "/run/t.sock");
-        assert_eq!(at("https://node:7443"), "https://node:7443");
+        for place in ["unix:///run/t.sock", "unix:/run/t.sock", "/run/t.sock"] {
+            assert_eq!(socket_path(place), Path::new("/run/t.sock"), "{place}");
+        }
     }
 }

@@ -14,7 +14,7 @@ use crate::rpc::pb::{self, import_response::Outcome as Imported};
 #[command(after_help = "Examples:\n  tierd import --dry-run ~/ComfyUI/models\n  tierd import ~/ComfyUI/models\n\n\
     Files are hard-linked where they can be, and copied only from another file system. Loose files are put into\n\
     ComfyUI's folders by their safetensors header first, and by their name second.")]
-pub struct ImportArgs {
+pub(crate) struct ImportArgs {
     /// A file, or a folder with model files
     pub path: PathBuf,
     /// Only say what would happen
@@ -26,7 +26,7 @@ pub struct ImportArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Reads every byte of what it verifies. Exits with 6 if something does not match; that is\n\
     withdrawn at once and its bad pieces are fetched again.")]
-pub struct VerifyArgs {
+pub(crate) struct VerifyArgs {
     /// Models in ComfyUI's layout [default: everything that is stored]
     #[arg(value_name = "MODEL")]
     pub models: Vec<String>,
@@ -34,7 +34,7 @@ pub struct VerifyArgs {
 
 /// `tierd refresh`.
 #[derive(Debug, Args)]
-pub struct RefreshArgs {
+pub(crate) struct RefreshArgs {
     /// Name of an origin [default: all of them]
     #[arg(value_name = "ORIGIN")]
     pub origin: Option<String>,
@@ -56,7 +56,12 @@ pub(crate) async fn import(context: &Context, args: ImportArgs) -> Outcome {
                 adopted += 1;
                 bytes += file.bytes;
                 let (how, by) = (file.how().word().replace('_', " "), &file.classified_by);
-                context.out.line(format_args!("{} -> {} ({}, {how}, by {by})", row.file, file.model, size(file.bytes)))?;
+                context.out.line(format_args!(
+                    "{} -> {} ({}, {how}, by {by})",
+                    row.file,
+                    file.model,
+                    size(file.bytes)
+                ))?;
             }
             Some(Imported::Skipped(file)) => {
                 skipped += 1;
@@ -106,6 +111,10 @@ pub(crate) async fn refresh(context: &Context, args: RefreshArgs) -> Outcome {
     let origin = args.origin.unwrap_or_default();
     daemon.cache.refresh(pb::RefreshRequest { origin: origin.clone() }).await?;
     context.out.document(&serde_json::json!({ "refreshed": origin }))?;
-    context.out.line(if origin.is_empty() { "all origins were listed".to_owned() } else { format!("{origin} was listed") })?;
+    context.out.line(if origin.is_empty() {
+        "all origins were listed".to_owned()
+    } else {
+        format!("{origin} was listed")
+    })?;
     Ok(())
 }

@@ -22,7 +22,7 @@ use tierd_cache::units::human_duration;
     tierd ensure --standalone vae/ae.safetensors      # no daemon: image builds, one-shots\n\n\
     Progress goes to stderr, one line for each ready model to stdout. An interrupted fetch goes on in the daemon\n\
     unless --cancel is given; whatever was finished is kept in any case.")]
-pub struct EnsureArgs {
+pub(crate) struct EnsureArgs {
     /// Models in ComfyUI's layout: <folder>/<path>
     #[arg(required = true, value_name = "MODEL")]
     pub models: Vec<String>,
@@ -38,7 +38,7 @@ pub struct EnsureArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  tierd prefetch loras/style.safetensors && tierd flights\n\n\
     Returns at once. A prefetch yields to every ensure, and becomes one when somebody asks for its models.")]
-pub struct PrefetchArgs {
+pub(crate) struct PrefetchArgs {
     /// Models in ComfyUI's layout: <folder>/<path>
     #[arg(required = true, value_name = "MODEL")]
     pub models: Vec<String>,
@@ -60,7 +60,7 @@ async fn through_daemon(context: &Context, args: EnsureArgs) -> Outcome {
     };
     let stream = daemon.cache.ensure(request).await?.into_inner();
     tokio::select! {
-        outcome = show(context, display, Box::pin(stream)) => outcome.map(|_| ()),
+        shown = show(context, display, Box::pin(stream)) => Ok(tell_ready(context, &shown?)?),
         _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, if args.cancel {
             "interrupted: the fetch stops unless somebody else wants it; finished pieces are kept"
         } else {
@@ -84,7 +84,8 @@ async fn standalone(context: &Context, args: EnsureArgs) -> Outcome {
     let shown = async {
         let updates = engine.ensure(request).await?;
         let stream = crate::rpc::ensure::answers(updates, context.reach.timeout, CancellationToken::new());
-        show(context, display, Box::pin(stream)).await.map(|_| ())
+        let ready = show(context, display, Box::pin(stream)).await?;
+        Ok(tell_ready(context, &ready)?)
     };
     let outcome = tokio::select! {
         outcome = shown => outcome,
@@ -101,7 +102,7 @@ fn parse(texts: &[String]) -> Result<Vec<ModelKey>, Failure> {
     texts.iter().map(|text| ModelKey::parse(text).map_err(|bad| Failure::new(Exit::Usage, bad))).collect()
 }
 
-/// Shows the updates of an ensure up to its end and returns it.
+/// Shows the updates of an ensure up to its good end, which it returns untold.
 pub(crate) async fn show(
     context: &Context,
     mut display: Display,
@@ -121,7 +122,6 @@ pub(crate) async fn show(
             Some(Update::Progress(progress)) => display.progress(&progress),
             Some(Update::Ready(ready)) => {
                 display.end();
-                tell_ready(context, &ready)?;
                 return Ok(ready);
             }
             Some(Update::Failed(failed)) => {

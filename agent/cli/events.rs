@@ -11,7 +11,7 @@ use crate::rpc::pb::{self, evicted_occurrence::Reason, occurrence::What, watch_r
 /// `tierd events`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tierd events\n  tierd events --follow --json | jq 'select(.occurrence.evicted)'")]
-pub struct EventsArgs {
+pub(crate) struct EventsArgs {
     /// Go on with what happens, until interrupted
     #[arg(long, short)]
     pub follow: bool,
@@ -29,7 +29,9 @@ pub(crate) async fn events(context: &Context, args: EventsArgs) -> Outcome {
         context.out.json_line(&step)?;
         match &step.update {
             Some(Update::Occurrence(occurrence)) => context.out.line(line(occurrence))?,
-            Some(Update::Resync(resync)) => context.out.note(format_args!("-- some events are lost: {}", resync.reason)),
+            Some(Update::Resync(resync)) => {
+                context.out.note(format_args!("-- some events are lost: {}", resync.reason))
+            }
             None => {}
         }
     }
@@ -52,7 +54,13 @@ fn words(what: &What) -> String {
             format!("evicted {} ({} freed): {why}", evicted.model, size(evicted.bytes))
         }
         What::FlightFailed(failed) => {
-            format!("flight {} failed ({}): {}: {}", failed.flight, failed.models.join(" "), failed.fault, failed.detail)
+            format!(
+                "flight {} failed ({}): {}: {}",
+                failed.flight,
+                failed.models.join(" "),
+                failed.fault,
+                failed.detail
+            )
         }
         What::Damaged(damaged) => {
             let (models, pieces) = (damaged.models.join(" "), damaged.pieces_bad);

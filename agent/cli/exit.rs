@@ -108,7 +108,7 @@ pub struct Failure {
     /// For people. Empty if everything was said already.
     pub text: String,
     /// For `--json`.
-    pub fault: Option<pb::Fault>,
+    pub fault: Option<Box<pb::Fault>>,
 }
 
 /// What every command returns.
@@ -139,7 +139,7 @@ impl Failure {
 
 impl From<pb::Fault> for Failure {
     fn from(fault: pb::Fault) -> Self {
-        Self { exit: Exit::of_kind(fault.kind()), text: fault.text.clone(), fault: Some(fault) }
+        Self { exit: Exit::of_kind(fault.kind()), text: fault.text.clone(), fault: Some(Box::new(fault)) }
     }
 }
 
@@ -173,7 +173,7 @@ impl From<Status> for Failure {
             | Code::Internal
             | Code::DataLoss => Exit::Failed,
         };
-        Self { exit, text: fault.text.clone(), fault: Some(fault) }
+        Self { exit, text: fault.text.clone(), fault: Some(Box::new(fault)) }
     }
 }
 

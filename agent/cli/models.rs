@@ -20,7 +20,7 @@ const PAGE_SIZE: u32 = 1000;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tierd models --folder loras --tier nvme\n  tierd models vae/ae.safetensors\n  \
     tierd models --json | jq -r '.models[] | select(.tier == \"origin\") | .model'")]
-pub struct ModelsArgs {
+pub(crate) struct ModelsArgs {
     /// Only this model, in full
     #[arg(value_name = "MODEL")]
     pub model: Option<String>,
@@ -40,7 +40,7 @@ pub struct ModelsArgs {
 
 /// A tier, as written on the command line.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum TierArg {
+pub(crate) enum TierArg {
     /// The disk of this node.
     Nvme,
     /// Only at an origin.
@@ -51,7 +51,7 @@ pub enum TierArg {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  tierd pin vae/ae.safetensors --ttl 8h --owner nightly-batch\n\n\
     A pin holds, it does not fetch: combine it with `tierd ensure`. It ends by itself after --ttl.")]
-pub struct PinArgs {
+pub(crate) struct PinArgs {
     /// Models in ComfyUI's layout: <folder>/<path>
     #[arg(required = true, value_name = "MODEL")]
     pub models: Vec<String>,
@@ -65,7 +65,7 @@ pub struct PinArgs {
 
 /// `tierd unpin`.
 #[derive(Debug, Args)]
-pub struct UnpinArgs {
+pub(crate) struct UnpinArgs {
     /// Leases, as `tierd leases` numbers them
     #[arg(required = true, value_name = "LEASE")]
     pub leases: Vec<u64>,
@@ -73,7 +73,7 @@ pub struct UnpinArgs {
 
 /// `tierd leases`.
 #[derive(Debug, Args)]
-pub struct LeasesArgs {
+pub(crate) struct LeasesArgs {
     /// Only leases of this owner
     #[arg(long)]
     pub owner: Option<String>,
@@ -82,7 +82,7 @@ pub struct LeasesArgs {
 /// `tierd evict`.
 #[derive(Debug, Args)]
 #[command(after_help = "Exits with 7 if something is held and stays, with 3 if something is not stored.")]
-pub struct EvictArgs {
+pub(crate) struct EvictArgs {
     /// Models in ComfyUI's layout: <folder>/<path>
     #[arg(required = true, value_name = "MODEL")]
     pub models: Vec<String>,
@@ -143,7 +143,8 @@ pub(crate) async fn all(daemon: &mut Daemon, filter: pb::ModelFilter) -> Result<
 fn one(context: &Context, model: &pb::Model) -> Outcome {
     let out = context.out;
     out.document(model)?;
-    let mut rows = vec![("model", model.model.clone()), ("size", format!("{} ({} bytes)", size(model.bytes), model.bytes))];
+    let mut rows =
+        vec![("model", model.model.clone()), ("size", format!("{} ({} bytes)", size(model.bytes), model.bytes))];
     rows.push(("tier", model.tier().word()));
     for (name, value) in [("blake3", &model.blob), ("sha256", &model.sha256), ("path", &model.path)] {
         if !value.is_empty() {
@@ -154,7 +155,9 @@ fn one(context: &Context, model: &pb::Model) -> Outcome {
     rows.extend(model.last_used.map(|used| ("used", used.to_string())));
     rows.extend(model.flight.map(|flight| ("flight", flight.to_string())));
     rows.extend(model.leases.iter().map(|lease| ("lease", lease.to_string())));
-    rows.extend(model.sources.iter().map(|source| ("source", format!("{}: {} {}", source.origin, source.path, source.etag))));
+    rows.extend(
+        model.sources.iter().map(|source| ("source", format!("{}: {} {}", source.origin, source.path, source.etag))),
+    );
     for (name, value) in rows {
         out.line(format_args!("{name:<10}{value}"))?;
     }

@@ -7,7 +7,7 @@ use tierd_cache::units::ByteSize;
 
 /// How to print.
 #[derive(Debug, Clone, Copy)]
-pub struct Out {
+pub(crate) struct Out {
     /// JSON: one document, or one object a line for streams.
     pub json: bool,
     /// Nothing but failures.
@@ -20,7 +20,7 @@ impl Out {
     /// # Errors
     ///
     /// If stdout is closed.
-    pub fn line(self, text: impl std::fmt::Display) -> io::Result<()> {
+    pub(crate) fn line(self, text: impl std::fmt::Display) -> io::Result<()> {
         if self.json || self.quiet {
             return Ok(());
         }
@@ -28,7 +28,7 @@ impl Out {
     }
 
     /// Says something beside the result, on stderr; nothing with `--json` or `--quiet`.
-    pub fn note(self, text: impl std::fmt::Display) {
+    pub(crate) fn note(self, text: impl std::fmt::Display) {
         if !self.json && !self.quiet {
             // A closed stderr must not end the command.
             let _ = writeln!(io::stderr().lock(), "{text}");
@@ -40,7 +40,7 @@ impl Out {
     /// # Errors
     ///
     /// If stdout is closed.
-    pub fn json_line(self, value: &impl Serialize) -> io::Result<()> {
+    pub(crate) fn json_line(self, value: &impl Serialize) -> io::Result<()> {
         if !self.json {
             return Ok(());
         }
@@ -54,7 +54,7 @@ impl Out {
     /// # Errors
     ///
     /// If stdout is closed.
-    pub fn document(self, value: &impl Serialize) -> io::Result<()> {
+    pub(crate) fn document(self, value: &impl Serialize) -> io::Result<()> {
         if !self.json {
             return Ok(());
         }
@@ -68,7 +68,7 @@ impl Out {
     /// # Errors
     ///
     /// If stdout is closed.
-    pub fn table(self, names: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
+    pub(crate) fn table(self, names: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
         for line in aligned(names, rows) {
             self.line(line)?;
         }
@@ -77,7 +77,7 @@ impl Out {
 
     /// Whether progress bars can be drawn.
     #[must_use]
-    pub fn draws(self) -> bool {
+    pub(crate) fn draws(self) -> bool {
         !self.json && !self.quiet && io::stderr().is_terminal()
     }
 }
@@ -103,7 +103,7 @@ fn aligned(names: &[&str], rows: &[Vec<String>]) -> Vec<String> {
 
 /// A share as a bar of `width` cells.
 #[must_use]
-pub fn bar(part: u64, whole: u64, width: usize) -> String {
+pub(crate) fn bar(part: u64, whole: u64, width: usize) -> String {
     let share = if whole == 0 { 0.0 } else { (part as f64 / whole as f64).clamp(0.0, 1.0) };
     let full = (share * width as f64).round() as usize;
     format!("[{}{}]", "#".repeat(full), "-".repeat(width - full))
@@ -111,13 +111,13 @@ pub fn bar(part: u64, whole: u64, width: usize) -> String {
 
 /// Bytes for people.
 #[must_use]
-pub fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     ByteSize(bytes).to_string()
 }
 
 /// Bytes a second for people.
 #[must_use]
-pub fn rate(bytes_per_second: u64) -> String {
+pub(crate) fn rate(bytes_per_second: u64) -> String {
     format!("{}/s", ByteSize(bytes_per_second))
 }
 

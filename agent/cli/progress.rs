@@ -21,7 +21,7 @@ const LINES_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The display of one ensure.
 #[derive(Debug)]
-pub struct Display {
+pub(crate) struct Display {
     out: Out,
     bars: Option<Bars>,
 }
@@ -37,13 +37,13 @@ struct Bars {
 impl Display {
     /// A display for this terminal, or for none.
     #[must_use]
-    pub fn new(out: Out) -> Self {
+    pub(crate) fn new(out: Out) -> Self {
         Self { out, bars: out.draws().then(Bars::new) }
     }
 
     /// How often the daemon should tell.
     #[must_use]
-    pub fn interval(&self) -> Duration {
+    pub(crate) fn interval(&self) -> Duration {
         if self.bars.is_some() {
             BARS_INTERVAL
         } else if self.out.json {
@@ -54,7 +54,7 @@ impl Display {
     }
 
     /// Shows what will happen.
-    pub fn plan(&mut self, plan: &pb::Plan) {
+    pub(crate) fn plan(&mut self, plan: &pb::Plan) {
         if plan.bytes_to_fetch == 0 {
             return;
         }
@@ -68,7 +68,7 @@ impl Display {
     }
 
     /// Shows how far it is.
-    pub fn progress(&mut self, progress: &pb::Progress) {
+    pub(crate) fn progress(&mut self, progress: &pb::Progress) {
         match &mut self.bars {
             Some(bars) => bars.update(progress),
             None => self.out.note(line(progress)),
@@ -76,7 +76,7 @@ impl Display {
     }
 
     /// Takes the bars away.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         if let Some(bars) = &self.bars
             && let Err(error) = bars.all.clear()
         {

@@ -1,5 +1,6 @@
 //! `tierd push`: fills an origin with models, without a daemon.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -7,7 +8,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tierd_cache::ids::OriginName;
 use tierd_cache::origin::Origin;
-use tierd_cache::origin::push::{self, PushOptions};
+use tierd_cache::origin::push::{self, PushFile, PushOptions, PushProgress};
 use tierd_cache::units::ByteSize;
 
 use crate::cli::Context;
@@ -20,15 +21,15 @@ use crate::cli::out::size;
     tierd push --dry-run diffusion_models/flux1-schnell.safetensors --origin r2\n\n\
     A DIR is in ComfyUI's layout; a FILE lies in a folder of that name. Files are read once, hashed as they go, and the\n\
     origin's manifest is extended with their digests. What it has already is skipped.")]
-pub struct PushArgs {
+pub(crate) struct PushArgs {
     /// Folders in ComfyUI's layout, or model files
     #[arg(required = true, value_name = "DIR|FILE")]
     pub paths: Vec<PathBuf>,
     /// Name of the origin, as the configuration has it
     #[arg(long, value_name = "NAME")]
     pub origin: String,
-    /// Files at once
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    /// Parts in memory and on their way at once, over all files
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub concurrency: u32,
     /// Size of one part of an upload, 5 MiB to 1 GiB
     #[arg(long, default_value = "16 MiB", value_parser = part_size)]
@@ -66,39 +67,51 @@ pub(crate) async fn push(context: &Context, args: PushArgs) -> Outcome {
         return Ok(());
     }
     let origin = Origin::open(origin).map_err(fault)?;
-    let bar = progress_bar(context);
+    let bar = progress_bar(context, &files)?;
     let options = PushOptions { concurrency: args.concurrency as usize, part_bytes: args.part.0, force: args.force };
-    let last = Mutex::new(0_u64);
-    let progress = |progress: push::PushProgress| {
-        let mut last = last.lock().expect("nothing panics while it is held");
-        *last = (*last).max(progress.bytes_done);
-        bar.set_length(progress.bytes_total);
-        bar.set_position(*last);
+    let sent = Mutex::new(BTreeMap::new());
+    let progress = |progress: PushProgress| {
+        let (model, bytes) = match progress {
+            PushProgress::Started { .. } => return,
+            PushProgress::Sent { model, sent, .. } => (model, sent),
+            PushProgress::Skipped { model, bytes } => (model, bytes),
+            PushProgress::Done { model } => (model.name, model.size),
+        };
+        let mut sent = sent.lock().expect("nothing panics while it is held");
+        sent.insert(model, bytes);
+        bar.set_position(sent.values().sum());
     };
     let pushed = tokio::select! {
         pushed = push::push(&origin, files, options, progress) => pushed.map_err(fault),
         _ = tokio::signal::ctrl_c() => {
-            Err(Failure::new(Exit::Interrupted, "interrupted: the manifest is unchanged; run it again"))
+            Err(Failure::new(Exit::Interrupted, "interrupted: what is not in the manifest yet is sent again next time"))
         }
     };
     bar.finish_and_clear();
     let report = pushed?;
-    let uploaded = size(report.bytes_uploaded);
-    context.out.document(&serde_json::json!({
-        "uploaded": report.uploaded, "skipped": report.skipped, "bytes_uploaded": report.bytes_uploaded,
-    }))?;
+    context.out.document(&serde_json::json!({ "uploaded": report.uploaded, "skipped": report.skipped }))?;
+    for model in &report.uploaded {
+        context.out.line(format_args!("uploaded {} ({})", model.name, size(model.size)))?;
+    }
+    let bytes: u64 = report.uploaded.iter().map(|model| model.size).sum();
     let (files, skipped) = (report.uploaded.len(), report.skipped.len());
-    context.out.line(format_args!("{files} uploaded ({uploaded}), {skipped} skipped: {wanted} has them already"))?;
+    context
+        .out
+        .line(format_args!("{files} uploaded ({}), {skipped} skipped: {wanted} has them already", size(bytes)))?;
     Ok(())
 }
 
-fn progress_bar(context: &Context) -> ProgressBar {
+fn progress_bar(context: &Context, files: &[PushFile]) -> Result<ProgressBar, Failure> {
     if !context.out.draws() {
-        return ProgressBar::hidden();
+        return Ok(ProgressBar::hidden());
+    }
+    let mut total = 0;
+    for file in files {
+        total += std::fs::metadata(&file.file)?.len();
     }
     let template = "push [{bar:40}] {bytes:>11}/{total_bytes:<11} {bytes_per_sec}, {eta} left";
     let style = ProgressStyle::with_template(template).expect("the template is a constant").progress_chars("=> ");
-    ProgressBar::no_length().with_style(style)
+    Ok(ProgressBar::new(total).with_style(style))
 }
 
 #[cfg(test)]

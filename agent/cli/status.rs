@@ -16,7 +16,7 @@ const BAR_CELLS: usize = 20;
 /// `tierd flights`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tierd flights\n  tierd flights 12\n  tierd flights 12 --cancel")]
-pub struct FlightsArgs {
+pub(crate) struct FlightsArgs {
     /// Only this flight, also if it has ended not long ago
     #[arg(value_name = "ID")]
     pub flight: Option<u64>,

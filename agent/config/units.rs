@@ -8,18 +8,18 @@ use tierd_cache::units::Share;
 /// A size in the largest binary unit that divides it: `96 MiB`, `1000 B`.
 pub(super) fn exact_size(bytes: u64) -> String {
     let units = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-    let unit = units.iter().find(|(scale, _)| bytes > 0 && bytes % scale == 0);
+    let unit = units.iter().find(|(scale, _)| bytes > 0 && bytes.is_multiple_of(*scale));
     unit.map_or_else(|| format!("{bytes} B"), |(scale, name)| format!("{} {name}", bytes / scale))
 }
 
 /// A duration in the largest unit that divides it: `5m`, `200ms`. Below a millisecond with decimals.
 pub(super) fn exact_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
-    if duration.subsec_nanos() % 1_000_000 != 0 {
+    if !duration.subsec_nanos().is_multiple_of(1_000_000) {
         return format!("{}ms", duration.as_secs_f64() * 1000.0);
     }
     let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")];
-    let unit = units.iter().find(|(scale, _)| millis > 0 && millis % scale == 0);
+    let unit = units.iter().find(|(scale, _)| millis > 0 && millis.is_multiple_of(*scale));
     unit.map_or_else(|| format!("{millis}ms"), |(scale, name)| format!("{}{name}", millis / scale))
 }
 

@@ -9,6 +9,7 @@ use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
 use tierd_cache::config::Secret;
 use tierd_cache::fault::Fault;
+use tierd_cache::metrics;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tonic::body::Body;
@@ -17,11 +18,6 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use crate::rpc::fault;
-
-/// Calls by method and status code.
-const REQUESTS: &str = "tierd_rpc_requests_total";
-/// Seconds from a call's headers to the end of its answer; streams included.
-const SECONDS: &str = "tierd_rpc_request_seconds";
 
 /// The methods that metrics name; all others are `other`.
 pub(crate) const METHODS: [&str; 16] = [
@@ -145,6 +141,7 @@ where
                 let answer = self.inner.call(request);
                 Box::pin(async move {
                     let response = answer.await?;
+                    metrics::rpc_answered(meter.method, meter.begun.elapsed());
                     meter.read(response.headers());
                     Ok(response.map(|inner| Body::new(Metered { inner, meter, _slot: slot })))
                 })
@@ -176,31 +173,30 @@ impl Drop for Meter {
     fn drop(&mut self) {
         // No status: the caller hung up, or its deadline passed, before there was one.
         let code = word(self.code.unwrap_or(Code::Cancelled));
-        metrics::counter!(REQUESTS, "method" => self.method, "code" => code).increment(1);
-        metrics::histogram!(SECONDS, "method" => self.method).record(self.begun.elapsed().as_secs_f64());
+        metrics::rpc_ended(self.method, code);
     }
 }
 
 /// A status code as metrics spell it.
 fn word(code: Code) -> &'static str {
     match code {
-        Code::Ok => "ok",
-        Code::Cancelled => "cancelled",
-        Code::Unknown => "unknown",
-        Code::InvalidArgument => "invalid_argument",
-        Code::DeadlineExceeded => "deadline_exceeded",
-        Code::NotFound => "not_found",
-        Code::AlreadyExists => "already_exists",
-        Code::PermissionDenied => "permission_denied",
-        Code::ResourceExhausted => "resource_exhausted",
-        Code::FailedPrecondition => "failed_precondition",
-        Code::Aborted => "aborted",
-        Code::OutOfRange => "out_of_range",
-        Code::Unimplemented => "unimplemented",
-        Code::Internal => "internal",
-        Code::Unavailable => "unavailable",
-        Code::DataLoss => "data_loss",
-        Code::Unauthenticated => "unauthenticated",
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 

@@ -5,7 +5,7 @@ mod cache;
 mod caller;
 mod connection;
 pub mod convert;
-mod ensure;
+pub(crate) mod ensure;
 pub mod fault;
 mod gate;
 pub(crate) mod json;
@@ -17,6 +17,7 @@ pub mod time;
 
 pub use listen::RpcError;
 pub use server::Server;
+pub(crate) use server::chain;
 
 /// The messages, the servers and the clients, generated from `proto/tierd/v1`. The proto files are the documentation.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated code")]

@@ -30,7 +30,7 @@ pub enum LogError {
 
 /// Starts the log for the whole process. `env` says whether standard error is the journal.
 ///
-/// Text is coloured on a terminal. In the journal it carries no time, which the journal has, and a priority, which it
+/// Text is coloured on a terminal, unless `NO_COLOR` is set. In the journal it carries no time, which the journal has, and a priority, which it
 /// would otherwise not know.
 ///
 /// # Errors
@@ -41,12 +41,13 @@ pub fn init(config: &LogConfig, env: &BTreeMap<String, String>) -> Result<(), Lo
         .map_err(|error| LogError::Filter { filter: config.filter.clone(), reason: error.to_string() })?;
     let builder = SubscriberBuilder::default().with_env_filter(filter).with_writer(std::io::stderr);
     let in_journal = env.get("JOURNAL_STREAM").is_some_and(|stream| is_stderr(stream));
+    let is_colourful = std::io::stderr().is_terminal() && env.get("NO_COLOR").is_none_or(String::is_empty);
     let started = match config.format {
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).finish().into_default(),
         LogFormat::Text if in_journal => {
             builder.with_ansi(false).event_format(Journal::default()).finish().into_default()
         }
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).finish().into_default(),
+        LogFormat::Text => builder.with_ansi(is_colourful).finish().into_default(),
     };
     started.map_err(|_| LogError::Started)
 }
@@ -103,5 +104,62 @@ where
         };
         write!(writer, "<{priority}>")?;
         self.text.format_event(context, writer, event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// Keeps what is logged.
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("not poisoned").write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_in_the_journal_has_its_priority_and_no_time() {
+        let kept = Kept::default();
+        let writer = kept.clone();
+        let subscriber = SubscriberBuilder::default()
+            .with_writer(move || writer.clone())
+            .with_ansi(false)
+            .event_format(Journal::default())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(attempt = 3, "fetch failed");
+            tracing::error!("gone");
+        });
+        let text = String::from_utf8(kept.0.lock().expect("not poisoned").clone()).expect("text");
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines,
+            ["<4>tierd::telemetry::log::tests: fetch failed attempt=3", "<3>tierd::telemetry::log::tests: gone"]
+        );
+    }
+
+    #[test]
+    fn the_journal_is_recognised_by_device_and_inode() {
+        let stat = rustix::fs::fstat(std::io::stderr()).expect("there is a standard error");
+        assert!(is_stderr(&format!("{}:{}", stat.st_dev, stat.st_ino)));
+        assert!(!is_stderr("8:1"));
+        assert!(!is_stderr(""));
+    }
+
+    #[test]
+    fn a_filter_that_is_none_is_told_apart() {
+        assert!(check_filter("info,tierd_cache::origin=debug").is_ok());
+        assert!(check_filter("tierd=loud").is_err());
     }
 }

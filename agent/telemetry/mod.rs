@@ -1,6 +1,9 @@
 //! What the daemon tells about itself to machines: logs, metrics, health. Changes nothing in the engine.
 
+pub mod health;
+pub mod http;
 pub mod log;
+pub mod metrics;
 
 #[cfg(test)]
 pub(crate) mod tests {

@@ -12,6 +12,7 @@ pub mod engine;
 pub mod fault;
 pub mod ids;
 pub mod manifest;
+pub mod metrics;
 pub mod origin;
 pub mod piece;
 pub mod plan;

@@ -95,6 +95,38 @@ fn the_configuration_document_is_what_the_table_says() {
     crate::telemetry::tests::assert_document("docs/configuration.md", &reference_markdown());
 }
 
+#[test]
+fn the_variables_in_the_shipped_files_set_something() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut env = Env::new();
+    for file in ["Dockerfile", "compose.yaml"] {
+        let text = std::fs::read_to_string(root.join(file)).expect("it is shipped");
+        for word in text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')) {
+            if word.starts_with("TIERD_") && word.contains("__") {
+                env.insert(word.to_owned(), String::new());
+            }
+        }
+    }
+    assert!(env.len() >= 8, "{env:?}");
+    for variable in env.keys() {
+        let (head, key) = variable["TIERD_".len()..].rsplit_once("__").expect("two underscores");
+        let section =
+            if head.starts_with("ORIGIN_") { "origin".to_owned() } else { head.replace("__", ".").to_lowercase() };
+        let section = Section::named(&section).unwrap_or_else(|| panic!("{variable}: no such section"));
+        assert!(options::find(section, &key.to_lowercase()).is_some(), "{variable}: no such option");
+    }
+}
+
+#[test]
+fn systemd_waits_longer_than_a_drain_may_take() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/tierd.service");
+    let unit = std::fs::read_to_string(unit).expect("it is shipped");
+    let wait = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).expect("a limit");
+    let wait: u64 = wait.parse().expect("seconds");
+    let config = Config::load_as(None, &Env::new(), true).expect("good");
+    assert!(Duration::from_secs(wait) > config.drain_deadline);
+}
+
 /// Pieces of files, so that random files get past the first line.
 fn fragment() -> impl Strategy<Value = String> {
     let keys = options::all().map(|spec| spec.key).collect::<Vec<_>>();

@@ -226,7 +226,7 @@ impl Engine {
         let refresh = self.refreshed.after(self.refresh_interval);
         let space = self.spaced.after(SPACE_INTERVAL);
         let beat = self.is_busy().then(|| now.after(BEAT));
-        self.wake = self.state.next_wake(now).unwrap_or(Tick(u64::MAX));
+        self.wake = self.state.next_wake().unwrap_or(Tick(u64::MAX));
         let state = Some(self.wake.max(now.after(Duration::from_millis(1))));
         [Some(refresh), Some(space), beat, state].into_iter().flatten().min().unwrap_or(refresh)
     }

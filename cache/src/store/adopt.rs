@@ -10,12 +10,11 @@ use crate::engine::view::{ImportHow, Trust};
 use crate::ids::{BlobId, ModelKey};
 use crate::piece::{Cv, Layout, root};
 
-use super::commit::Whole;
 use super::disk::Identity;
 use super::error::{StoreError, Wrap};
 use super::names::Standing;
 use super::read::{Pass, Reader, Tap};
-use super::{Commit, Store, StoredLink, disk, names};
+use super::{Commit, PartialName, Store, StoredLink, crash, disk, names};
 
 /// What came of an adopted file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,8 +96,12 @@ impl Store {
         let known = self.has_file(blob)?;
         if !known {
             File::open(temp).and_then(|file| file.sync_all()).wrap("make durable", temp)?;
+            let name = PartialName::of_blob(blob);
+            self.discard(name)?;
+            disk::rename(temp, &self.paths.data(name))?;
+            crash::point()?;
             let commit = Commit { blob, cvs, trust: Trust::Imported, sha256: None, links: Vec::new(), now };
-            self.publish(&Whole { data: temp, layout, partial: None }, &commit)?;
+            self.publish(name, layout, &commit)?;
         }
         self.name_adopted(&link, &after)?;
         Ok(Adopted { blob, bytes, how: if known { ImportHow::Known } else { how } })

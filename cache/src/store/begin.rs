@@ -1,5 +1,6 @@
 //! How an unfinished blob begins, or goes on where it was: nothing that was journalled is believed before it was read again.
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
@@ -31,7 +32,10 @@ impl Store {
         let layout = Layout::with_pieces_of(bytes, self.piece_bytes);
         let told = journal::read(&self.paths.journal(name)).filter(|told| told.name == name && told.layout == layout);
         let (open, finished) = match told {
-            Some(told) if disk::look(&self.paths.data(name))?.is_some() => self.resume(told, stop)?,
+            // A file that somebody shares is never written to.
+            Some(told) if disk::look(&self.paths.data(name))?.is_some_and(|found| found.nlink() == 1) => {
+                self.resume(told, stop)?
+            }
             _ => (self.begin_anew(name, layout)?, Vec::new()),
         };
         let file = Arc::new(open);

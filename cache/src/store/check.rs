@@ -88,7 +88,7 @@ impl Store {
         let hashed = pass.hash(&all)?;
         let mut bad = match Sidecar::read(&self.paths, blob, self.piece_bytes) {
             Some(sidecar) => differing(&hashed, &sidecar.cvs),
-            None => self.judge_without_sidecar(blob, layout, hashed)?,
+            None => self.bad_without_sidecar(blob, layout, hashed)?,
         };
         let last = layout.pieces().saturating_sub(1);
         if found.len() > record.bytes && bad.last() != Some(&last) {
@@ -97,7 +97,7 @@ impl Store {
         Ok(bad)
     }
 
-    fn judge_without_sidecar(
+    fn bad_without_sidecar(
         &self,
         blob: BlobId,
         layout: Layout,
@@ -110,7 +110,7 @@ impl Store {
             return Ok((0..layout.pieces()).collect());
         }
         tracing::warn!(%blob, "sidecar was lost, made it again");
-        Sidecar::new(blob, layout, None, cvs).write(&self.paths)?;
+        Sidecar::new(blob, layout, cvs).write(&self.paths)?;
         Ok(Vec::new())
     }
 

@@ -40,7 +40,7 @@ const FOLDERS: [&str; 31] = [
 ];
 
 /// Folders that a header can speak for. In any other, a file lies because somebody knows better than the header.
-const JUDGED: [&str; 7] =
+const TOLD_BY_HEADERS: [&str; 7] =
     ["checkpoints", "clip_vision", "controlnet", "diffusion_models", "loras", "text_encoders", "vae"];
 
 /// Folders whose loaders take the same kind of file: lying in one while the header suggests the other is no contradiction.
@@ -86,7 +86,7 @@ pub(super) fn classify(parts: &[&str], tensors: Option<&[Tensor]>) -> Verdict {
 
 fn contradicts(told: &str, lies_in: &str) -> bool {
     let pair = |(a, b): &(&str, &str)| (*a, *b) == (told, lies_in) || (*b, *a) == (told, lies_in);
-    told != lies_in && JUDGED.contains(&lies_in) && !INTERCHANGEABLE.iter().any(pair)
+    told != lies_in && TOLD_BY_HEADERS.contains(&lies_in) && !INTERCHANGEABLE.iter().any(pair)
 }
 
 /// What the names of the tensors say; none if they are like no kind of file known here.

@@ -1,8 +1,6 @@
 //! How a partial becomes a blob, and how a blob gets a name. The order of the steps is the promise: see the room's
 //! documentation.
 
-use std::path::Path;
-
 use crate::clock::Wall;
 use crate::engine::view::Trust;
 use crate::ids::{BlobId, ModelKey, Sha256Digest};
@@ -29,13 +27,6 @@ pub struct Commit {
     pub links: Vec<StoredLink>,
     /// The present: its first use.
     pub now: Wall,
-}
-
-/// A whole file that is to become a blob.
-pub(super) struct Whole<'a> {
-    pub(super) data: &'a Path,
-    pub(super) layout: Layout,
-    pub(super) partial: Option<PartialName>,
 }
 
 impl Store {
@@ -80,41 +71,40 @@ impl Store {
         file.cached().set_len(file.layout.bytes()).wrap("cut to size", &file.path)?;
         file.cached().sync_all().wrap("make durable", &file.path)?;
         crash::point()?;
-        self.publish(&Whole { data: &file.path, layout: file.layout, partial: Some(file.name) }, &commit)?;
+        self.publish(file.name, file.layout, &commit)?;
         self.open_partials().remove(&file.name);
         crash::point()?;
         disk::unlink(&self.paths.journal(file.name)).map(|_| ())
     }
 
-    /// Turns a whole, verified, durable file into a blob with names. The blob must not be stored yet.
-    pub(super) fn publish(&self, whole: &Whole<'_>, commit: &Commit) -> Result<(), StoreError> {
+    /// Makes the whole, verified, durable file of a partial a blob with names. The blob must not be stored yet.
+    pub(super) fn publish(&self, name: PartialName, layout: Layout, commit: &Commit) -> Result<(), StoreError> {
         let blob = commit.blob;
-        Sidecar::new(blob, whole.layout, whole.partial, commit.cvs.clone()).write(&self.paths)?;
+        Sidecar::new(blob, layout, commit.cvs.clone()).write(&self.paths)?;
         crash::point()?;
-        let path = self.paths.blob(blob);
-        let dir = path.parent().expect("blobs lie in folders");
-        disk::make_dir(dir, self.paths.dir_mode)?;
-        let found = std::fs::symlink_metadata(whole.data).wrap("look at", whole.data)?;
-        disk::rename(whole.data, &path)?;
-        crash::point()?;
+        let data = self.paths.data(name);
+        let found = std::fs::symlink_metadata(&data).wrap("look at", &data)?;
         let record = Record::Blob(BlobRecord {
             blob,
-            bytes: whole.layout.bytes(),
+            bytes: layout.bytes(),
             trust: commit.trust,
             sha256: commit.sha256,
             last_used: commit.now,
             identity: Identity::of(&found),
+            partial: name,
         });
         let mut index = self.index();
-        if let Err(error) = mean(&mut index, vec![record], &commit.links) {
-            // The index does not know it, so it is still what it was. If this fails too, the next open does it.
-            let _ = disk::rename(&path, whole.data);
-            return Err(error);
-        }
+        mean(&mut index, vec![record], &commit.links)?;
         crash::point()?;
-        disk::sync_dir(dir)?;
-        disk::sync_dir(self.paths.sidecar(blob).parent().expect("sidecars lie in folders"))?;
+        self.move_in(blob, name)?;
         self.make_names(&index, &commit.links)
+    }
+
+    /// Moves the file of a partial that the index calls a blob to its place.
+    pub(super) fn move_in(&self, blob: BlobId, name: PartialName) -> Result<(), StoreError> {
+        let path = self.paths.blob(blob);
+        disk::make_dir(path.parent().expect("blobs lie in folders"), self.paths.dir_mode)?;
+        disk::rename(&self.paths.data(name), &path)
     }
 
     /// Whether a blob is stored, and its file is there.

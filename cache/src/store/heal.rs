@@ -9,7 +9,7 @@ use crate::piece::Layout;
 
 use super::disk::Identity;
 use super::error::{StoreError, Wrap};
-use super::index::Record;
+use super::index::{BlobRecord, Record};
 use super::paths::Paths;
 use super::sidecar::Sidecar;
 use super::{PartialName, Store, StoredPartial, disk, journal, names};
@@ -42,11 +42,18 @@ impl Store {
         self.list_partials()
     }
 
-    /// Drops blobs whose file is gone; a file that lost only its place in `blobs/` gets it back from one of its names.
+    /// Finishes commits whose file was not moved yet, and drops blobs whose file is gone. A file that lost only its place in
+    /// `blobs/` gets it back from one of its names.
     fn heal_blobs(&self) -> Result<(), StoreError> {
-        let blobs: Vec<BlobId> = self.index().tables.blobs.keys().copied().collect();
-        for blob in blobs {
-            if disk::look(&self.paths.blob(blob))?.is_none() && !self.restore_from_name(blob)? {
+        let blobs: Vec<BlobRecord> = self.index().tables.blobs.values().cloned().collect();
+        for BlobRecord { blob, partial, identity, .. } in blobs {
+            if disk::look(&self.paths.blob(blob))?.is_some() {
+                continue;
+            }
+            if disk::look(&self.paths.data(partial))?.is_some_and(|found| Identity::of(&found) == identity) {
+                tracing::info!(%blob, "commit was cut short, finishing it");
+                self.move_in(blob, partial)?;
+            } else if !self.restore_from_name(blob)? {
                 tracing::warn!(%blob, "blob's file is gone, forgetting it");
                 self.index().append(vec![Record::Gone { blob }], false)?;
             }
@@ -93,7 +100,7 @@ impl Store {
         if forgotten.is_empty() { Ok(()) } else { index.append(forgotten, true) }
     }
 
-    /// Puts files that the index does not know back to being partials: commits that were cut short.
+    /// Puts files that the index does not know back to being partials: the index was lost.
     fn heal_orphans(&self) -> Result<(), StoreError> {
         for (blob, path) in self.list_fanned(&self.paths.blobs())? {
             if self.index().tables.blobs.contains_key(&blob) {
@@ -103,12 +110,12 @@ impl Store {
             let sidecar = Sidecar::read(&self.paths, blob, self.piece_bytes);
             match sidecar {
                 Some(sidecar) if found.nlink() == 1 => {
-                    let name = sidecar.partial.unwrap_or(PartialName::of_blob(blob));
-                    tracing::info!(%blob, partial = %name, "commit was cut short, the blob is unfinished again");
+                    tracing::warn!(%blob, "blob is in no index, to be checked before it is one again");
+                    let name = PartialName::of_blob(blob);
                     let layout = Layout::with_pieces_of(sidecar.bytes, self.piece_bytes);
                     self.become_partial(&path, (name, layout), (0u32..).zip(&sidecar.cvs).collect())?;
                 }
-                // Its content lives on under its other names, which are not ours to judge.
+                // Its content lives on under its other names, which are not ours.
                 Some(_) | None => {
                     tracing::warn!(%blob, links = found.nlink(), "blob is in no index, dropping its file");
                     disk::unlink(&path)?;

@@ -53,7 +53,7 @@ impl Store {
         let mut taken = HashMap::new();
         let mut all = Vec::new();
         for file in files {
-            if let Some(mut found) = self.judge(&base, file)? {
+            if let Some(mut found) = self.row_of(&base, file)? {
                 refuse_twins(&mut found, &mut taken);
                 all.push(found);
             }
@@ -94,7 +94,7 @@ impl Store {
     }
 
     /// What a file would be; none if it is one of our own names.
-    fn judge(&self, base: &Path, file: PathBuf) -> Result<Option<Found>, StoreError> {
+    fn row_of(&self, base: &Path, file: PathBuf) -> Result<Option<Found>, StoreError> {
         let Some(found) = disk::look(&file)? else { return Ok(None) };
         let bytes = found.len();
         let refused = |file, reason: &str| Ok(Some(Found { file, bytes, model: Err(reason.to_owned()) }));

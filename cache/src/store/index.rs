@@ -13,6 +13,7 @@ use crate::clock::Wall;
 use crate::engine::view::{LeaseView, Occurrence, Trust};
 use crate::ids::{BlobId, LeaseId, ModelKey, Sha256Digest};
 
+use super::PartialName;
 use super::disk::{self, Identity};
 use super::error::{StoreError, Wrap};
 use super::record;
@@ -61,6 +62,8 @@ pub(super) struct BlobRecord {
     pub(super) last_used: Wall,
     /// Of its file when its content was last known to be good.
     pub(super) identity: Identity,
+    /// What it was before: its file may still lie there, if the power went before its move was durable.
+    pub(super) partial: PartialName,
 }
 
 /// What the index knows of a name.
@@ -278,6 +281,7 @@ mod tests {
             sha256: None,
             last_used: Wall(7),
             identity: Identity { inode: 11, bytes: 5, modified: (3, 4) },
+            partial: PartialName([0xbb; 32]),
         })
     }
 
@@ -295,13 +299,13 @@ mod tests {
 
     #[test]
     fn the_records_are_byte_exact_so_bump_the_version_if_this_fails() {
-        let a = "aa".repeat(32);
+        let (a, b) = ("aa".repeat(32), "bb".repeat(32));
         let json = |record: &Record| serde_json::to_string(record).expect("plain");
         assert_eq!(json(&Record::Index { version: VERSION }), r#"{"r":"index","version":1}"#);
         assert_eq!(
             json(&blob(0xaa)),
             format!(
-                r#"{{"r":"blob","blob":"{a}","bytes":5,"trust":"first_use","sha256":null,"last_used":7,"identity":{{"inode":11,"bytes":5,"modified":[3,4]}}}}"#
+                r#"{{"r":"blob","blob":"{a}","bytes":5,"trust":"first_use","sha256":null,"last_used":7,"identity":{{"inode":11,"bytes":5,"modified":[3,4]}},"partial":"{b}"}}"#
             )
         );
         assert_eq!(json(&link("vae/x", 0xaa)), format!(r#"{{"r":"link","model":"vae/x","blob":"{a}","source":null}}"#));

@@ -21,13 +21,11 @@
 //! - **A finished piece** is one line appended to the journal, with no sync. [`Partial::sync`] (about once a second) makes data
 //!   and journal durable. No order between the two is needed: at the next [`Store::begin`] every journalled piece is read
 //!   again and believed only if its chaining value matches.
-//! - **A commit** cuts the data to size and syncs it; writes and syncs the sidecar; renames the data into `blobs/`; appends to
-//!   the index and syncs that, then the folders (free where one journal commits both). Should the rename be lost and the index
-//!   not, the partial is still there with its journal, and the index forgets the blob. Names are made *after* all that,
-//!   unsynced: the index says what is meant, and the next open makes what is missing. A visible name is thus always a link to a
-//!   blob that was whole, verified and durable before.
-//! - **A commit cut short** leaves a file in `blobs/` that the index does not know, and no name. It goes back to being the
-//!   partial that it was, with all its pieces.
+//! - **A commit** cuts the data to size and syncs it, then appends to the index and syncs that: two syncs, and the second is the commit.
+//!   Only then the file moves to `blobs/` and gets its names, unsynced: the index says what is meant, and the next open
+//!   finishes what is missing. A visible name is thus always a link to a blob that was whole, verified and durable before.
+//! - **A commit cut short** before that is still a partial with all its pieces; after that it is finished at the next open.
+//! - **A sidecar** is never synced: it can be computed again, and is believed only if it merges into the blob's digest.
 //! - **A withdrawal** is decided by a synced record, then carried out: names first, then the file goes back to `partial/` with a journal
 //!   of its good pieces. The next open finishes it.
 //! - **A removal** takes names first, then the file, then appends the record. Cut short, it is either done or undone.
@@ -100,7 +98,7 @@ pub struct Store {
 }
 
 /// What was found when the store was opened, after everything healed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Inventory {
     /// Whole blobs. One without a name is possible.
     pub blobs: Vec<StoredBlob>,

@@ -1,4 +1,4 @@
-//! Reading stored bytes back, past the page cache, to hash them. Judges nothing: says what the pieces hash to.
+//! Reading stored bytes back, past the page cache, to hash them. Decides nothing: says what the pieces hash to.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

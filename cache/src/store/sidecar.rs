@@ -8,7 +8,7 @@ use crate::piece::{Cv, Layout, root};
 
 use super::error::{StoreError, Wrap};
 use super::paths::Paths;
-use super::{PartialName, disk, record};
+use super::{disk, record};
 
 const VERSION: u32 = 1;
 
@@ -19,27 +19,22 @@ pub(super) struct Sidecar {
     pub(super) blob: BlobId,
     pub(super) bytes: u64,
     piece_bytes: u64,
-    /// The partial that the blob was, so that a commit cut short goes back to where its flight looks for it.
-    pub(super) partial: Option<PartialName>,
     pub(super) cvs: Vec<Cv>,
 }
 
 impl Sidecar {
-    pub(super) fn new(blob: BlobId, layout: Layout, partial: Option<PartialName>, cvs: Vec<Cv>) -> Self {
-        Self { version: VERSION, blob, bytes: layout.bytes(), piece_bytes: layout.piece_bytes(), partial, cvs }
+    pub(super) fn new(blob: BlobId, layout: Layout, cvs: Vec<Cv>) -> Self {
+        Self { version: VERSION, blob, bytes: layout.bytes(), piece_bytes: layout.piece_bytes(), cvs }
     }
 
-    /// Writes it and makes it durable (but for its entry in the folder, which the caller syncs).
-    ///
-    /// In place: a torn one fails its checksum, and counts as lost.
+    /// Writes it, in place and unsynced: a torn one fails its checksum and counts as lost, and the next scrub makes it again.
     pub(super) fn write(&self, paths: &Paths) -> Result<(), StoreError> {
         use std::io::Write;
         let path = paths.sidecar(self.blob);
         disk::make_dir(path.parent().expect("sidecars lie in folders"), paths.dir_mode)?;
         disk::unlink(&path)?;
         let mut file = disk::create(&path, paths.file_mode)?;
-        file.write_all(&record::encode(self)).wrap("write", &path)?;
-        file.sync_data().wrap("make durable", &path)
+        file.write_all(&record::encode(self)).wrap("write", &path)
     }
 
     /// Reads the sidecar of a blob; none if there is none, or it does not add up to the blob.
@@ -63,11 +58,11 @@ mod tests {
     fn the_format_is_byte_exact_so_bump_the_version_if_this_fails() {
         let layout = Layout::new(5);
         let blob = BlobId([0xaa; 32]);
-        let sidecar = Sidecar::new(blob, layout, Some(PartialName::of_blob(blob)), vec![Cv([0xbb; 32])]);
+        let sidecar = Sidecar::new(blob, layout, vec![Cv([0xbb; 32])]);
         assert_eq!(
             serde_json::to_string(&sidecar).expect("plain"),
             format!(
-                r#"{{"version":1,"blob":"{a}","bytes":5,"piece_bytes":8388608,"partial":"{a}","cvs":["{b}"]}}"#,
+                r#"{{"version":1,"blob":"{a}","bytes":5,"piece_bytes":8388608,"cvs":["{b}"]}}"#,
                 a = "aa".repeat(32),
                 b = "bb".repeat(32)
             )

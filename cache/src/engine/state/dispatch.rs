@@ -270,10 +270,10 @@ impl State {
     }
 
     /// When the next back-off or pause ends.
-    pub(super) fn next_retry(&self, now: Tick) -> Option<Tick> {
+    pub(super) fn next_retry(&self) -> Option<Tick> {
         let delayed = self.flights.values().flat_map(|flight| flight.delayed.values().copied());
         let wanted = self.flights.values().any(|flight| flight.stage == Stage::Fetching && !flight.pending.is_empty());
-        let paused = self.lanes.iter().map(|lane| lane.paused_until).filter(|until| wanted && *until > now);
+        let paused = self.lanes.iter().map(|lane| lane.paused_until).filter(|until| wanted && *until > self.settled);
         delayed.chain(paused).min()
     }
 

@@ -5,9 +5,7 @@ use std::collections::BTreeSet;
 use crate::clock::Tick;
 use crate::engine::event::{Effect, Found};
 use crate::engine::state::{Fate, State};
-use crate::engine::view::{
-    EnsureFailed, EnsurePlan, EnsureReady, EnsureRequest, PlannedModel, Priority, ReadyModel, Tier,
-};
+use crate::engine::view::{EnsureFailed, EnsurePlan, EnsureReady, EnsureRequest, PlannedModel, ReadyModel, Tier};
 use crate::fault::Fault;
 use crate::ids::{BlobId, EnsureId, FlightId, ModelKey};
 
@@ -399,16 +397,9 @@ impl State {
         self.ensures.values().filter(waits).count() as u32
     }
 
-    /// Whether some caller that waits for a flight demands it.
-    pub(super) fn is_demanded(&self, flight: FlightId) -> bool {
-        self.ensures.values().any(|ensure| {
-            ensure.request.priority == Priority::Demand
-                && ensure.wants.iter().any(|want| want.step == Step::Flying(flight))
-        })
-    }
-
     fn drop_ensure(&mut self, id: EnsureId) {
         let Some(ensure) = self.ensures.remove(&id) else { return };
+        self.let_go += 1;
         for blob in ensure.wants.iter().filter_map(|want| want.hold) {
             if let Some(blob) = self.blobs.get_mut(&blob) {
                 blob.holds -= 1;

@@ -390,6 +390,7 @@ impl State {
         if flight.is_ending() {
             return;
         }
+        self.let_go += 1;
         let view = self.flight_view(id, flight, now);
         self.out.push(Effect::Record(What::FlightFailed {
             flight: id,

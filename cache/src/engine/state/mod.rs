@@ -126,6 +126,10 @@ pub struct State {
     requests: BTreeMap<RequestId, dispatch::Request>,
     policy: Box<dyn EvictionPolicy>,
     disk_jobs: usize,
+    /// How often a caller or a flight let go of something that another may have waited for.
+    let_go: u64,
+    /// When everything that could move last did.
+    settled: Tick,
     next_flight: u64,
     next_request: u64,
     next_lease: u64,
@@ -180,6 +184,8 @@ impl State {
             requests: BTreeMap::new(),
             policy,
             disk_jobs: 0,
+            let_go: 0,
+            settled: now,
             next_flight: 1,
             next_request: 1,
             next_lease: inventory.next_lease,
@@ -224,18 +230,25 @@ impl State {
     /// Lets everything move that can: callers whose answers are in, flights that wait for room, pieces that wait for
     /// connections.
     fn settle(&mut self, now: Tick) {
-        self.admit_ensures(now);
-        self.make_room(now);
-        self.advance_flights(now);
+        loop {
+            let before = self.let_go;
+            self.admit_ensures(now);
+            self.finish_ensures(now);
+            self.make_room(now);
+            self.advance_flights(now);
+            if self.let_go == before {
+                break;
+            }
+        }
         self.dispatch(now);
-        self.finish_ensures(now);
+        self.settled = now;
         debug_assert_eq!(self.check(), Vec::<String>::new());
     }
 
     /// The next tick at which something happens by itself: a back-off or a lease ends.
     #[must_use]
-    pub fn next_wake(&self, now: Tick) -> Option<Tick> {
+    pub fn next_wake(&self) -> Option<Tick> {
         let leases = self.leases.values().map(|lease| lease.ends);
-        leases.chain(self.next_retry(now)).min()
+        leases.chain(self.next_retry()).min()
     }
 }

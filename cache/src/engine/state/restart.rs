@@ -140,6 +140,7 @@ impl State {
     /// The end of an ended flight: its file becomes an unfinished blob that nobody has open, or is deleted.
     pub(super) fn let_go(&mut self, id: FlightId, keep: Keep, now: Tick) {
         let Some(flight) = self.flights.remove(&id) else { return };
+        self.let_go += 1;
         if !flight.has_file {
             self.disk.unreserve(flight.reserved);
             return;

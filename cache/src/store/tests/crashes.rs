@@ -62,11 +62,11 @@ fn a_crash_at_any_point_of_a_commit_loses_no_finished_piece_and_shows_no_unfinis
             assert_eq!(scrub(store, digest(&data)), [0; 0]);
         },
     );
-    assert!(points >= 8, "{points}");
+    assert!(points >= 6, "{points}");
 }
 
 #[test]
-fn a_commit_cut_short_goes_back_to_the_partial_of_its_source() {
+fn a_commit_cut_short_is_still_the_partial_of_its_source_or_done() {
     let data = content(2, BYTES);
     let name = PartialName([0x77; 32]);
     at_every_point(

@@ -146,3 +146,39 @@ fn a_lost_index_leaves_visible_files_alone_and_an_import_brings_them_back() {
     drop(store);
     check_visible(&dir, &open(&dir).1);
 }
+
+#[test]
+fn a_lost_index_turns_nameless_blobs_into_partials_that_are_checked_again() {
+    let (dir, data) = (folder(), content(8, BYTES));
+    let (store, _) = open(&dir);
+    let blob = store_all(&store, &data, &[]);
+    damage(&store.paths.blob(blob), PIECE);
+    fs::remove_file(store.paths.index()).expect("removable");
+    drop(store);
+    let (store, inventory) = open(&dir);
+    assert_eq!((inventory.blobs.len(), inventory.partials.len()), (0, 1));
+    assert_eq!(begin(&store, &data).1, [0, 2, 3, 4, 5]);
+}
+
+#[test]
+fn a_move_that_power_loss_undid_is_repeated() {
+    let (dir, data) = (folder(), content(9, BYTES));
+    let (store, _) = open(&dir);
+    let blob = store_all(&store, &data, &["vae/a"]);
+    fs::rename(store.paths.blob(blob), store.paths.data(PartialName::of_blob(blob))).expect("moves back");
+    drop(store);
+    let (store, inventory) = open(&dir);
+    check_visible(&dir, &inventory);
+    assert_eq!((inventory.blobs.len(), inventory.partials.len(), scrub(&store, blob)), (1, 0, vec![]));
+}
+
+#[test]
+fn a_partial_whose_file_somebody_shares_is_begun_anew() {
+    let (dir, data) = (folder(), content(10, BYTES));
+    let (store, _) = open(&dir);
+    let (partial, _) = begin(&store, &data);
+    write(&partial, &data, 0..6);
+    fs::hard_link(&partial.file.path, dir.path().join("mine")).expect("links");
+    assert_eq!(begin(&store, &data).1, [0; 0]);
+    store_all(&store, &data, &["vae/a"]);
+}

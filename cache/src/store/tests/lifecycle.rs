@@ -322,7 +322,7 @@ fn a_whole_partial_has_its_sha256_and_its_structure_is_checked() {
         write(&partial, cut, 0..6);
         let checked = store.check_structure(&partial, &key("vae/a.SFT"));
         assert!(matches!(checked, Err(StoreError::Structure { .. })), "{checked:?}");
-        store.check_structure(&partial, &key("vae/a.ckpt")).expect("not judged");
+        store.check_structure(&partial, &key("vae/a.ckpt")).expect("no safetensors file");
     });
 }
 

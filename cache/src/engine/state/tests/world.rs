@@ -573,7 +573,7 @@ impl World {
                 self.work(effect, true);
             } else if let Some(request) = self.requests.keys().next().copied() {
                 self.piece_arrives(request);
-            } else if let Some(wake) = self.state.next_wake(self.now).filter(|_| self.waits()) {
+            } else if let Some(wake) = self.state.next_wake().filter(|_| self.waits()) {
                 self.now = self.now.max(wake);
                 self.apply(Event::Tick);
             } else {
@@ -583,13 +583,8 @@ impl World {
         for (id, caller) in &self.callers {
             let flights = self.state.flights(self.now);
             let told = caller.left || caller.ends == 1;
-            assert!(
-                told,
-                "{id} never got an answer: {caller:?}, {:?} {flights:?} {:?} {:?}",
-                self.state.next_wake(self.now),
-                self.state.flights,
-                self.state.lanes
-            );
+            let blobs: Vec<_> = self.state.blobs.values().map(|blob| (blob.bytes, blob.fate, blob.holds)).collect();
+            assert!(told, "{id} never got an answer: {caller:?} {flights:?} {:?} {blobs:?}", self.state.disk);
         }
         assert!(self.state.is_quiet(), "flights are left over: {:?}", self.state.flights(self.now));
         let disk = self.state.disk("world");

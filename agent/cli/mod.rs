@@ -1,0 +1,276 @@
+//! The command line: one binary for the daemon and for people. Each command is a client like any other, but for the few
+//! that need no daemon. Knows words and exit codes; decides nothing about models.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::{self, Config};
+
+mod check_config;
+mod client;
+mod demo;
+mod disk;
+mod ensure;
+mod events;
+pub mod exit;
+mod models;
+mod out;
+mod progress;
+mod push;
+mod status;
+
+use client::Reach;
+use exit::{Exit, Failure, Outcome};
+use out::Out;
+
+/// tierd keeps the model files that ComfyUI needs in the fastest tier they can be in, before they are asked for.
+#[derive(Debug, Parser)]
+#[command(name = "tierd", version, after_help = examples(), after_long_help = long_help(), max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    reach: Reach,
+    /// Configuration file [default: $TIERD_CONFIG, ~/.config/tierd/config.toml or /etc/tierd/config.toml; none is fine]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON: one document, or one object a line for streams
+    #[arg(long, global = true)]
+    json: bool,
+    /// Print nothing but failures
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon
+    Serve,
+    /// Make models ready on this node, and wait for them
+    Ensure(ensure::EnsureArgs),
+    /// Start to fetch models that may be wanted soon, and do not wait
+    Prefetch(ensure::PrefetchArgs),
+    /// Show tiers, origins and what is being fetched
+    Status,
+    /// List models, or show one: where it is and how it was verified
+    Models(models::ModelsArgs),
+    /// List what is being fetched, or stop it
+    Flights(status::FlightsArgs),
+    /// Hold models against eviction for a time
+    Pin(models::PinArgs),
+    /// End leases
+    Unpin(models::UnpinArgs),
+    /// List leases
+    Leases(models::LeasesArgs),
+    /// Remove models from the disk
+    Evict(models::EvictArgs),
+    /// Upload models to an origin, with their digests in its manifest
+    Push(push::PushArgs),
+    /// Adopt model files that are on this node already
+    Import(disk::ImportArgs),
+    /// Read stored models and compare them with their digests
+    Verify(disk::VerifyArgs),
+    /// List origins again now
+    Refresh(disk::RefreshArgs),
+    /// Show what happened, and why
+    Events(events::EventsArgs),
+    /// Ask the daemon whether it serves: for container health checks
+    Health,
+    /// Check the configuration and print what is in force
+    CheckConfig(check_config::CheckConfigArgs),
+    /// Show the main job on this machine, with made-up models in a temporary folder
+    Demo(demo::DemoArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What every command is given.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) reach: Reach,
+    pub(crate) config_file: Option<PathBuf>,
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) out: Out,
+}
+
+impl Context {
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`Exit::Usage`] with all mistakes at once.
+    pub(crate) fn config(&self) -> Result<Config, Failure> {
+        let file = config::find_config(self.config_file.as_deref(), &self.env);
+        Config::load(file.as_deref(), &self.env).map_err(|problems| Failure::new(Exit::Usage, problems))
+    }
+}
+
+fn examples() -> &'static str {
+    "Examples:\n  \
+     tierd demo                                                     # the main job, on made-up models\n  \
+     tierd check-config --example > config.toml                     # every option with its reason\n  \
+     tierd serve --config config.toml\n  \
+     tierd ensure diffusion_models/flux1-schnell.safetensors        # ready, whole and verified, or a reason\n  \
+     tierd status"
+}
+
+fn long_help() -> String {
+    format!("{}\n\n{}", examples(), Exit::table())
+}
+
+/// Runs one command to its end and says what went wrong, if anything.
+///
+/// Returns the exit code; ends nothing itself.
+#[must_use]
+pub fn main(env: BTreeMap<String, String>) -> Exit {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no failures; a closed terminal is none either.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Ok };
+        }
+    };
+    let out = Out { json: cli.json, quiet: cli.quiet };
+    let context = Context { reach: cli.reach, config_file: cli.config, env, out };
+    match start(&context, cli.command) {
+        Ok(()) => Exit::Ok,
+        Err(failure) => report(out, &failure),
+    }
+}
+
+fn report(out: Out, failure: &Failure) -> Exit {
+    if !failure.text.is_empty() {
+        eprintln!("tierd: {}", failure.text);
+        if let Err(error) = out.json_line(&failure.json()) {
+            eprintln!("tierd: {error}");
+        }
+    }
+    failure.exit
+}
+
+/// Starts the runtime: the daemon uses every core, a client needs one thread.
+fn start(context: &Context, command: Command) -> Outcome {
+    let mut builder = match &command {
+        Command::Serve | Command::Ensure(ensure::EnsureArgs { standalone: true, .. }) | Command::Push(_) => {
+            tokio::runtime::Builder::new_multi_thread()
+        }
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = builder.enable_all().build()?;
+    let outcome = runtime.block_on(run(context, command));
+    // What still runs is a blocked read or a lookup that nobody waits for.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn run(context: &Context, command: Command) -> Outcome {
+    match command {
+        Command::Serve => serve(context).await,
+        Command::Ensure(args) => ensure::ensure(context, args).await,
+        Command::Prefetch(args) => ensure::prefetch(context, args).await,
+        Command::Status => status::status(context).await,
+        Command::Models(args) => models::models(context, args).await,
+        Command::Flights(args) => status::flights(context, args).await,
+        Command::Pin(args) => models::pin(context, args).await,
+        Command::Unpin(args) => models::unpin(context, args).await,
+        Command::Leases(args) => models::leases(context, args).await,
+        Command::Evict(args) => models::evict(context, args).await,
+        Command::Push(args) => push::push(context, args).await,
+        Command::Import(args) => disk::import(context, args).await,
+        Command::Verify(args) => disk::verify(context, args).await,
+        Command::Refresh(args) => disk::refresh(context, args).await,
+        Command::Events(args) => events::events(context, args).await,
+        Command::Health => status::health(context).await,
+        Command::CheckConfig(args) => check_config::check_config(context, args),
+        Command::Demo(args) => demo::demo(context, args).await,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tierd", &mut script);
+            std::io::Write::write_all(&mut std::io::stdout().lock(), &script)?;
+            Ok(())
+        }
+    }
+}
+
+async fn serve(context: &Context) -> Outcome {
+    let config = context.config()?;
+    crate::telemetry::log::init(&config.log, &context.env).map_err(|error| Failure::new(Exit::Usage, error))?;
+    crate::app::serve(config).await.map_err(|error| Failure::new(Exit::Failed, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_the_contract_parses() {
+        for line in [
+            "tierd serve --config x.toml",
+            "tierd ensure vae/a vae/b --json --timeout 30s --cancel",
+            "tierd ensure vae/a --standalone",
+            "tierd prefetch vae/a",
+            "tierd status -q",
+            "tierd models --folder loras --tier nvme --pinned",
+            "tierd models vae/a",
+            "tierd flights 3 --cancel",
+            "tierd pin vae/a --ttl 8h --owner me",
+            "tierd unpin 1 2",
+            "tierd leases --owner me",
+            "tierd evict vae/a",
+            "tierd push dir --origin r2 --part 64MiB --force",
+            "tierd import dir --dry-run",
+            "tierd verify",
+            "tierd refresh r2",
+            "tierd events --follow --since 7",
+            "tierd health --socket https://node:7443 --ca ca.pem",
+            "tierd check-config --example",
+            "tierd demo --size 300MiB --keep",
+            "tierd completions bash",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).expect_err("failed"));
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "tierd",
+            "tierd ensure",
+            "tierd flights --cancel",
+            "tierd models vae/a --folder vae",
+            "tierd ensure vae/a --timeout 30",
+            "tierd push dir",
+            "tierd push dir --origin r2 --part 1MiB",
+            "tierd status --cert c.pem",
+            "tierd demo --size 1MiB",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_help_lists_every_exit_code_and_so_does_the_document() {
+        let help = Cli::command().render_long_help().to_string();
+        let document = include_str!("../../docs/api.md");
+        for exit in Exit::ALL {
+            assert!(help.contains(exit.meaning()), "{exit:?} is missing in the help");
+            let row = format!("| {} | {} |", exit as u8, exit.meaning());
+            assert!(document.contains(&row), "docs/api.md has no row {row:?}");
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! The metrics: every one of them a constant with its unit, kind, description and closed labels, and one small function
+//! for each thing that is measured. Nobody else names a metric. No label ever holds a path, an address or free text.
+
+use std::time::Duration;
+
+use metrics::{Unit, counter, gauge, histogram};
+
+use crate::engine::view::{EvictReason, Phase, Tier};
+use crate::ids::OriginName;
+
+/// What a metric is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// Only grows while the daemon runs.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// A distribution, counted in these buckets (upper bounds, in the metric's unit).
+    Histogram(&'static [f64]),
+}
+
+/// One metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// `tierd_<room>_<what>_<unit>[_total]`.
+    pub name: &'static str,
+    /// What its numbers count.
+    pub unit: Unit,
+    /// How it behaves.
+    pub kind: Kind,
+    /// What it says, and what to watch for.
+    pub description: &'static str,
+    /// Its labels, each with the values that it can have.
+    pub labels: &'static [(&'static str, &'static str)],
+}
+
+/// Requests and short waits: 5 ms to 30 s, the default request timeout.
+const REQUEST_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// Answers of a loop in memory: 0.1 ms to 10 s.
+const RPC_BUCKETS: &[f64] = &[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 10.0];
+/// Making models ready: a hit in milliseconds, a large checkpoint over a slow link in half an hour.
+const ENSURE_BUCKETS: &[f64] = &[0.005, 0.05, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0];
+
+const ORIGIN: (&str, &str) = ("origin", "the configured name");
+const REASON: (&str, &str) = ("reason", "`room`, `asked`, `shrunk`, `replaced`");
+
+const fn metric(
+    name: &'static str,
+    unit: Unit,
+    kind: Kind,
+    labels: &'static [(&'static str, &'static str)],
+    description: &'static str,
+) -> Metric {
+    Metric { name, unit, kind, description, labels }
+}
+
+/// Declares the metrics, and the list of all of them.
+macro_rules! metrics {
+    ($($constant:ident = $name:literal, $unit:ident, $kind:expr, $labels:expr, $description:literal;)*) => {
+        $(
+            #[doc = $description]
+            pub const $constant: Metric = metric($name, Unit::$unit, $kind, $labels, $description);
+        )*
+        /// Every metric, in the order of the document.
+        pub const ALL: &[Metric] = &[$($constant),*];
+    };
+}
+
+metrics! {
+    FETCH_RECEIVED = "tierd_fetch_received_bytes_total", Bytes, Kind::Counter, &[ORIGIN],
+        "Bytes of models that arrived from an origin, retried ones included.";
+    FETCH_REQUESTS = "tierd_fetch_requests_total", Count, Kind::Counter,
+        &[ORIGIN, ("outcome", "`ok`, `changed`, `throttled`, `server_error`, `timeout`, `stalled`, `reset`, `truncated`, `denied`, `not_found`, `other`")],
+        "Ranged requests to an origin, by how they ended. `denied` above zero means wrong credentials.";
+    FETCH_RETRIES = "tierd_fetch_retries_total", Count, Kind::Counter, &[ORIGIN],
+        "Pieces that were asked for again.";
+    FETCH_CONNECTIONS = "tierd_fetch_connections", Count, Kind::Gauge, &[ORIGIN],
+        "Requests to an origin that are under way.";
+    FETCH_REQUEST_SECONDS = "tierd_fetch_request_seconds", Seconds, Kind::Histogram(REQUEST_BUCKETS), &[ORIGIN],
+        "Time from a ranged request to the last byte of its answer.";
+    ORIGIN_UP = "tierd_origin_up", Count, Kind::Gauge, &[ORIGIN],
+        "1 if the origin's last answer was a good one, else 0.";
+    ORIGIN_MODELS = "tierd_origin_models", Count, Kind::Gauge, &[ORIGIN],
+        "Models that the origin listed last.";
+    STORE_BYTES = "tierd_store_bytes", Bytes, Kind::Gauge,
+        &[("state", "`used`, `reserved`, `capacity`, `free_fs`")],
+        "Bytes of the disk tier: used by models, promised to flights, most that both may take, and free on the file system.";
+    STORE_MODELS = "tierd_store_models", Count, Kind::Gauge, &[],
+        "Models on the disk.";
+    STORE_EVICTIONS = "tierd_store_evictions_total", Count, Kind::Counter, &[REASON],
+        "Models that left the disk. Many for `room` mean that the budget is smaller than what is in use.";
+    STORE_EVICTED_BYTES = "tierd_store_evicted_bytes_total", Bytes, Kind::Counter, &[REASON],
+        "Bytes that evictions gave back.";
+    STORE_COMMIT_SECONDS = "tierd_store_commit_seconds", Seconds, Kind::Histogram(REQUEST_BUCKETS), &[],
+        "Time to make a finished blob durable and visible.";
+    STORE_DAMAGED_PIECES = "tierd_store_damaged_pieces_total", Count, Kind::Counter, &[],
+        "Stored pieces that were not what they should be. Above zero: look at the disk.";
+    ENGINE_ENSURES = "tierd_engine_ensures_total", Count, Kind::Counter,
+        &[("outcome", "`hit`, `fetched`, `joined`, `failed`")],
+        "Ensures that ended: all was there, something was fetched, only flights of others were joined, or something failed.";
+    ENGINE_ENSURE_SECONDS = "tierd_engine_ensure_seconds", Seconds, Kind::Histogram(ENSURE_BUCKETS),
+        &[("from", "`nvme`, `origin`: the slowest tier that a model of the set was in")],
+        "Time from an ensure to its end.";
+    ENGINE_FLIGHTS = "tierd_engine_flights", Count, Kind::Gauge,
+        &[("phase", "`waiting`, `checking`, `fetching`, `finishing`")],
+        "Flights under way.";
+    ENGINE_WAITERS = "tierd_engine_waiters", Count, Kind::Gauge, &[],
+        "Callers that wait for models.";
+    ENGINE_LEASES = "tierd_engine_leases", Count, Kind::Gauge, &[],
+        "Leases held.";
+    ENGINE_EVENTS_DROPPED = "tierd_engine_events_dropped_total", Count, Kind::Counter, &[],
+        "Events that a watcher was too slow for; it is told to list everything again.";
+    RPC_REQUESTS = "tierd_rpc_requests_total", Count, Kind::Counter,
+        &[("method", "the name of the rpc"), ("code", "the gRPC status, as in `OK`, `NOT_FOUND`")],
+        "gRPC requests that ended.";
+    RPC_REQUEST_SECONDS = "tierd_rpc_request_seconds", Seconds, Kind::Histogram(RPC_BUCKETS),
+        &[("method", "the name of the rpc")],
+        "Time from a gRPC request to its answer; for streams, to their first message.";
+    PROCESS_RESIDENT = "tierd_process_resident_bytes", Bytes, Kind::Gauge, &[],
+        "Memory of the daemon (RSS), files mapped by it included.";
+    PROCESS_CPU = "tierd_process_cpu_seconds", Seconds, Kind::Gauge, &[],
+        "CPU time that the daemon used. Grows only; typed as a gauge because it has fractions.";
+    PROCESS_OPEN_FDS = "tierd_process_open_fds", Count, Kind::Gauge, &[],
+        "File descriptors that the daemon has open.";
+    PROCESS_START = "tierd_process_start_time_seconds", Seconds, Kind::Gauge, &[],
+        "When the daemon started, in seconds since 1970 UTC.";
+}
+
+/// Tells the recorder the units and descriptions of all metrics. Call once, after it is installed.
+pub fn describe_all() {
+    for metric in ALL {
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.unit, metric.description),
+            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.unit, metric.description),
+            Kind::Histogram(_) => metrics::describe_histogram!(metric.name, metric.unit, metric.description),
+        }
+    }
+}
+
+/// How a ranged request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RequestOutcome {
+    /// All its bytes came.
+    Ok,
+    /// The object is another one now.
+    Changed,
+    /// The origin asked us to wait: 429 or 503.
+    Throttled,
+    /// Another 5xx.
+    ServerError,
+    /// No answer in time.
+    Timeout,
+    /// Silence inside the answer.
+    Stalled,
+    /// The connection broke.
+    Reset,
+    /// The answer ended early.
+    Truncated,
+    /// Credentials refused: 401 or 403.
+    Denied,
+    /// No such object: 404 or 410.
+    NotFound,
+    /// Anything else.
+    Other,
+}
+
+impl RequestOutcome {
+    /// Its label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Changed => "changed",
+            Self::Throttled => "throttled",
+            Self::ServerError => "server_error",
+            Self::Timeout => "timeout",
+            Self::Stalled => "stalled",
+            Self::Reset => "reset",
+            Self::Truncated => "truncated",
+            Self::Denied => "denied",
+            Self::NotFound => "not_found",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// How an ensure ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EnsureOutcome {
+    /// Everything was there.
+    Hit,
+    /// Something was fetched for it.
+    Fetched,
+    /// It waited for flights of others only.
+    Joined,
+    /// At least one model could not be made ready.
+    Failed,
+}
+
+impl EnsureOutcome {
+    /// Its label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Fetched => "fetched",
+            Self::Joined => "joined",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Bytes arrived from an origin. Call it once a piece or chunk, not once a packet: it looks the counter up.
+pub fn fetched(origin: &OriginName, bytes: u64) {
+    counter!(FETCH_RECEIVED.name, "origin" => origin.0.clone()).increment(bytes);
+}
+
+/// A ranged request ended after `elapsed`.
+pub fn request_ended(origin: &OriginName, outcome: RequestOutcome, elapsed: Duration) {
+    counter!(FETCH_REQUESTS.name, "origin" => origin.0.clone(), "outcome" => outcome.label()).increment(1);
+    histogram!(FETCH_REQUEST_SECONDS.name, "origin" => origin.0.clone()).record(elapsed);
+}
+
+/// A piece is asked for again.
+pub fn retried(origin: &OriginName) {
+    counter!(FETCH_RETRIES.name, "origin" => origin.0.clone()).increment(1);
+}
+
+/// So many requests to an origin are under way.
+pub fn connections(origin: &OriginName, connections: u32) {
+    gauge!(FETCH_CONNECTIONS.name, "origin" => origin.0.clone()).set(connections);
+}
+
+/// Whether an origin's last answer was good.
+pub fn origin_up(origin: &OriginName, up: bool) {
+    gauge!(ORIGIN_UP.name, "origin" => origin.0.clone()).set(u32::from(up));
+}
+
+/// An origin was listed.
+pub fn origin_models(origin: &OriginName, models: u64) {
+    gauge!(ORIGIN_MODELS.name, "origin" => origin.0.clone()).set(models as f64);
+}
+
+/// The disk tier as it is now, in bytes; `free_fs` is what the whole file system has left.
+pub fn store_bytes(used: u64, reserved: u64, capacity: u64, free_fs: u64) {
+    for (state, bytes) in [("used", used), ("reserved", reserved), ("capacity", capacity), ("free_fs", free_fs)] {
+        gauge!(STORE_BYTES.name, "state" => state).set(bytes as f64);
+    }
+}
+
+/// So many models are on the disk.
+pub fn store_models(models: u64) {
+    gauge!(STORE_MODELS.name).set(models as f64);
+}
+
+/// A model left the disk and gave `bytes` back.
+pub fn evicted(reason: &EvictReason, bytes: u64) {
+    let reason = match reason {
+        EvictReason::Room { .. } => "room",
+        EvictReason::Asked { .. } => "asked",
+        EvictReason::Shrunk { .. } => "shrunk",
+        EvictReason::Replaced { .. } => "replaced",
+    };
+    counter!(STORE_EVICTIONS.name, "reason" => reason).increment(1);
+    counter!(STORE_EVICTED_BYTES.name, "reason" => reason).increment(bytes);
+}
+
+/// A finished blob became durable and visible.
+pub fn committed(elapsed: Duration) {
+    histogram!(STORE_COMMIT_SECONDS.name).record(elapsed);
+}
+
+/// Stored pieces were not what they should be.
+pub fn damaged(pieces: u64) {
+    counter!(STORE_DAMAGED_PIECES.name).increment(pieces);
+}
+
+/// An ensure ended. `from` is the slowest tier that a model of the set was in when it was asked for.
+pub fn ensure_ended(outcome: EnsureOutcome, from: Tier, elapsed: Duration) {
+    let from = match from {
+        Tier::Nvme => "nvme",
+        Tier::Origin => "origin",
+    };
+    counter!(ENGINE_ENSURES.name, "outcome" => outcome.label()).increment(1);
+    histogram!(ENGINE_ENSURE_SECONDS.name, "from" => from).record(elapsed);
+}
+
+/// So many flights are in a phase. Flights that ended are not counted: `Ready` and `Failed` do nothing.
+pub fn flights(phase: Phase, flights: u64) {
+    let phase = match phase {
+        Phase::Waiting => "waiting",
+        Phase::Checking => "checking",
+        Phase::Fetching => "fetching",
+        Phase::Finishing => "finishing",
+        Phase::Ready | Phase::Failed => return,
+    };
+    gauge!(ENGINE_FLIGHTS.name, "phase" => phase).set(flights as f64);
+}
+
+/// So many callers wait.
+pub fn waiters(waiters: u64) {
+    gauge!(ENGINE_WAITERS.name).set(waiters as f64);
+}
+
+/// So many leases are held.
+pub fn leases(leases: u64) {
+    gauge!(ENGINE_LEASES.name).set(leases as f64);
+}
+
+/// A watcher was too slow for so many events.
+pub fn events_dropped(events: u64) {
+    counter!(ENGINE_EVENTS_DROPPED.name).increment(events);
+}
+
+/// A gRPC request ended. `method` is the rpc's name, `code` the status's; both from the program, never from the caller.
+pub fn rpc_ended(method: &'static str, code: &'static str) {
+    counter!(RPC_REQUESTS.name, "method" => method, "code" => code).increment(1);
+}
+
+/// A gRPC request was answered (a stream: began to be).
+pub fn rpc_answered(method: &'static str, elapsed: Duration) {
+    histogram!(RPC_REQUEST_SECONDS.name, "method" => method).record(elapsed);
+}
+
+/// The process as it is now.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ProcessSample {
+    /// Resident bytes.
+    pub resident_bytes: u64,
+    /// CPU seconds used so far.
+    pub cpu_seconds: f64,
+    /// Open file descriptors, if they can be counted.
+    pub open_fds: Option<u64>,
+    /// Start, in seconds since 1970 UTC.
+    pub started: u64,
+}
+
+/// Records how the process is.
+pub fn process(sample: ProcessSample) {
+    gauge!(PROCESS_RESIDENT.name).set(sample.resident_bytes as f64);
+    gauge!(PROCESS_CPU.name).set(sample.cpu_seconds);
+    gauge!(PROCESS_START.name).set(sample.started as f64);
+    if let Some(open_fds) = sample.open_fds {
+        gauge!(PROCESS_OPEN_FDS.name).set(open_fds as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOMS: [&str; 6] = ["fetch", "origin", "store", "engine", "rpc", "process"];
+
+    #[test]
+    fn every_name_follows_the_rule_and_is_there_once() {
+        for (at, metric) in ALL.iter().enumerate() {
+            let name = metric.name;
+            let rest = name.strip_prefix("tierd_").unwrap_or_else(|| panic!("{name}"));
+            assert!(ROOMS.iter().any(|room| rest.starts_with(&format!("{room}_"))), "{name} has no room");
+            assert!(ALL[..at].iter().all(|other| other.name != name), "{name} is there twice");
+            if metric.kind == Kind::Counter {
+                assert!(name.ends_with("_total"), "{name} is a counter");
+            }
+            let unit = match metric.unit {
+                Unit::Bytes => "_bytes",
+                Unit::Seconds => "_seconds",
+                _ => "",
+            };
+            assert!(name.trim_end_matches("_total").ends_with(unit), "{name} does not name its unit");
+            if let Kind::Histogram(buckets) = metric.kind {
+                assert!(buckets.is_sorted_by(|a, b| a < b), "{name}: buckets");
+            }
+            assert!(metric.description.ends_with('.'), "{name}: describe it in a sentence");
+        }
+    }
+}
