@@ -167,8 +167,9 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         store,
         clock,
     };
-    engine.recall_catalog();
+    // First of all: until the limit is known, everything found on the disk is too much of it.
     engine.measure_space();
+    engine.recall_catalog();
     let bytes = inventory.blobs.iter().map(|blob| blob.bytes).sum();
     engine.record(What::Started { blobs: inventory.blobs.len() as u64, bytes });
     engine.refresh(None, None);
