@@ -168,10 +168,12 @@ async fn leases_events_and_models_outlive_a_kill() {
     within(60, async {
         let origin = FaultOrigin::start().await;
         let content = Content::model(201, 9 * MIB);
+        let unpinned = "vae/ae.safetensors";
         origin.put(FLUX, &content);
+        origin.put(unpinned, &Content::model(205, 9 * MIB));
         let mut daemon = Daemon::start(settings(&origin)).await;
         let client = daemon.client().await;
-        client.ready(&[FLUX]).await;
+        client.ready(&[FLUX, unpinned]).await;
         let lease = client.pin(&[FLUX], "launcher", Milliseconds(3_600_000)).await.expect("pinned");
         let events = client.events().await;
         daemon.kill();
@@ -185,8 +187,9 @@ async fn leases_events_and_models_outlive_a_kill() {
         assert_eq!(after[..events.len()], events, "what happened is remembered, in order");
         let missed = client.events_after(&events.last().expect("something happened").resume_token).await;
         assert_eq!(missed, after[events.len()..], "a token of the life before still resumes");
-        client.ready(&[FLUX]).await;
+        client.ready(&[FLUX, unpinned]).await;
         assert!(origin.gets(FLUX).is_empty(), "a stored model is believed after a restart");
+        assert!(origin.gets(unpinned).is_empty(), "a restart evicts nothing");
     })
     .await;
 }

@@ -21,6 +21,16 @@ async fn lab() -> (FaultOrigin, Content, Daemon, Client) {
     (origin, content, daemon, client)
 }
 
+/// The same with two connections, so that later pieces are asked for later.
+async fn narrow_lab() -> (FaultOrigin, Content, Daemon, Client) {
+    let (origin, content, mut daemon, _) = lab().await;
+    daemon.stop().await;
+    daemon.settings(|settings| settings.set("fetch", "connections_max", "2"));
+    daemon.restart().await;
+    let client = daemon.client().await;
+    (origin, content, daemon, client)
+}
+
 /// The fault heals within the retries: the model arrives, bit-exact.
 async fn heals(times: u64, fault: Fault) {
     within(60, async {
@@ -243,7 +253,7 @@ async fn a_server_that_ignores_ranges_is_read_in_one_stream() {
 async fn an_object_replaced_midway_restarts_cleanly() {
     within(60, async {
         for ignores_if_match in [false, true] {
-            let (origin, _content, daemon, client) = lab().await;
+            let (origin, _content, daemon, client) = narrow_lab().await;
             if ignores_if_match {
                 origin.fault_get(FLUX, ALWAYS, Fault::IgnoreIfMatch);
             }
@@ -267,7 +277,7 @@ async fn an_object_replaced_midway_restarts_cleanly() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_replaced_by_one_of_the_same_size_without_etags_is_noticed() {
     within(60, async {
-        let (origin, content, daemon, client) = lab().await;
+        let (origin, content, daemon, client) = narrow_lab().await;
         origin.without_etag(FLUX);
         origin.allow(2 * PIECE);
         let caller = tokio::spawn({
@@ -288,7 +298,7 @@ async fn an_object_replaced_by_one_of_the_same_size_without_etags_is_noticed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_never_holds_still_is_aborted() {
     within(60, async {
-        let (origin, content, daemon, client) = lab().await;
+        let (origin, content, daemon, client) = narrow_lab().await;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let changing = async {
             let mut seen = 0;
