@@ -62,7 +62,10 @@ async fn seaweed_an_object_replaced_midway_is_never_mixed() {
         assert_eq!(status, 201, "{body}");
         let mut daemon = Daemon::prepare(Settings::default());
         let origin = weed.origin("weed", "models", daemon.dir());
-        daemon.settings(|settings| settings.origin(&origin).set("fetch", "bandwidth_max", "\"16 MiB\""));
+        daemon.settings(|settings| {
+            let slow = settings.set("fetch", "bandwidth_max", "\"16 MiB\"").set("fetch", "connections_max", "2");
+            slow.origin(&origin)
+        });
         daemon.restart().await;
         let client = daemon.client().await;
         let caller = tokio::spawn({

@@ -204,7 +204,7 @@ async fn a_full_disk_is_a_typed_fault_shows_nothing_and_heals() {
         assert_eq!(node.tiers[0].reserved_bytes, 0, "what was reserved is given back");
 
         std::fs::remove_file(&filler).expect("it is there");
-        client.ready(&[FLUX]).await;
+        until("it fits again", 5, || async { client.ensure(&[FLUX]).await.ready }).await;
         content.assert_is(&daemon.model(FLUX));
     })
     .await;
@@ -269,12 +269,12 @@ async fn a_clock_that_jumps_ends_no_lease_and_no_download() {
             .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         let daemon = Daemon::start(settings).await;
         let client = daemon.client().await;
-        client.pin(&[FLUX], "launcher", Milliseconds(3_600_000)).await.expect("pinned");
         let caller = tokio::spawn({
             let client = client.clone();
             async move { client.ready(&[FLUX]).await }
         });
         origin.until_sent(FLUX, MIB, 20).await;
+        client.pin(&[FLUX], "launcher", Milliseconds(3_600_000)).await.expect("pinned");
 
         jump("+40d");
         let request = pb::RefreshRequest::default();

@@ -324,7 +324,7 @@ impl Cli {
     pub(crate) async fn run(&self, args: &[&str]) -> Done {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tierd"));
         command.arg("--socket").arg(&self.socket).arg("--config").arg(&self.config).args(args);
-        command.envs(&self.env).env_remove("TIERD_TOKEN").stdin(Stdio::null());
+        command.env_remove("TIERD_TOKEN").envs(&self.env).stdin(Stdio::null());
         let run = tokio::task::spawn_blocking(move || command.output());
         let output = run.await.expect("it does not panic").expect("the binary runs");
         Done {
