@@ -21,7 +21,7 @@ use crate::engine::fetch::Lines;
 use crate::engine::gauges::GAUGES_INTERVAL;
 use crate::engine::handle::{COMMANDS_MAX, Command, EngineHandle, Verified};
 use crate::engine::pace::Pace;
-use crate::engine::scribe::Scribe;
+use crate::engine::scribe::{NOTES_MAX, Scribe};
 use crate::engine::sources::Sources;
 use crate::engine::state::{State, StateConfig};
 use crate::engine::view::{EvictReport, OriginState, What};
@@ -41,6 +41,8 @@ const BEAT: Duration = Duration::from_millis(50);
 pub(crate) const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the file system is asked for its free space while idle. While something is fetched, at every sync.
 const SPACE_INTERVAL: Duration = Duration::from_secs(30);
+/// Oldest knowledge of the free space by which a new set may be refused: one system call, but not one for each of a thousand hits.
+pub(crate) const SPACE_AGE_MAX: Duration = Duration::from_millis(100);
 /// Blobs that are read for verification at once: one stream fills most disks, two hide the hashing.
 const SCRUBS_MAX: usize = 2;
 
@@ -163,7 +165,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         origin_states: HashMap::new(),
         done,
         callers: Callers::default(),
-        chronicle: Chronicle::new(inventory.events, inventory.next_seq, events_max),
+        chronicle: Chronicle::new(inventory.events, inventory.next_seq, NOTES_MAX as u64, events_max),
         open: HashMap::new(),
         running: HashMap::new(),
         evicting: Vec::new(),
@@ -187,8 +189,9 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         store,
         clock,
     };
-    engine.recall_catalog();
+    // First of all: until the limit is known, everything found on the disk is too much of it.
     engine.measure_space();
+    engine.recall_catalog();
     let bytes = inventory.blobs.iter().map(|blob| blob.bytes).sum();
     engine.record(What::Started { blobs: inventory.blobs.len() as u64, bytes });
     engine.refresh(None, None);

@@ -123,6 +123,8 @@ pub struct State {
     nameless: BTreeSet<BlobId>,
     /// Unfinished blobs that no flight has open, oldest first.
     partials: BTreeMap<PartialName, (u64, Tick)>,
+    /// Names of withdrawn blobs: while their source is unchanged, the digest that was computed at first use still holds.
+    vouched: BTreeMap<ModelKey, StoredLink>,
     /// Unfinished blobs that are being deleted.
     discarding: BTreeMap<PartialName, u64>,
     flights: BTreeMap<FlightId, Flight>,
@@ -186,6 +188,7 @@ impl State {
             links: BTreeMap::new(),
             nameless: BTreeSet::new(),
             partials: BTreeMap::new(),
+            vouched: BTreeMap::new(),
             discarding: BTreeMap::new(),
             flights: BTreeMap::new(),
             ended: BTreeMap::new(),

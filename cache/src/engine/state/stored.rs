@@ -94,6 +94,7 @@ impl State {
     /// A name stands for a blob from now on, and for no other.
     pub(super) fn name(&mut self, link: StoredLink, now: Tick) {
         let (model, blob) = (link.model.clone(), link.blob);
+        self.vouched.remove(&model);
         let before = self.links.insert(model.clone(), link);
         if let Some(before) = before.filter(|before| before.blob != blob)
             && let Some(old) = self.blobs.get_mut(&before.blob)
@@ -265,6 +266,8 @@ impl State {
         let waiting = Step::Scrubbing(blob);
         match result {
             Ok(name) => {
+                let links = self.links.iter().filter(|(_, link)| link.blob == blob && link.source.is_some());
+                self.vouched.extend(links.map(|(model, link)| (model.clone(), link.clone())).collect::<Vec<_>>());
                 let Some(stored) = self.forget(blob) else { return };
                 self.partials.insert(name, (stored.bytes, now));
                 self.each_want(|want| want.hold == Some(blob), &Step::Missing);
@@ -278,6 +281,17 @@ impl State {
             }
         }
         self.drop_holds(blob);
+    }
+
+    /// The digest that a model's content must have, and whether it is our own of first use instead of an origin's promise:
+    /// a withdrawn blob whose source has not changed keeps its good pieces.
+    pub(super) fn expected(&self, model: &ModelKey, entry: &Entry) -> (Option<BlobId>, bool) {
+        let unchanged = |link: &&StoredLink| link.source.as_ref() == entry.sources.first();
+        match (entry.blake3, self.vouched.get(model).filter(unchanged)) {
+            (Some(digest), _) => (Some(digest), false),
+            (None, Some(link)) => (Some(link.blob), true),
+            (None, None) => (None, false),
+        }
     }
 
     /// Fetches the bad pieces again under every name that the blob had, if an origin still has that content.
