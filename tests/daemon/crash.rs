@@ -83,6 +83,7 @@ async fn fifty_kills_in_one_download_lose_no_finished_piece_and_show_no_unfinish
             // Enough to move on, too little to come to the end: the last piece can never be whole in this life.
             let share = 2 * left / (KILLS - kill) + 2 * CONNECTIONS * PIECE;
             let allowance = random.u64(0..=share.min(left - 1));
+            origin.hang_up();
             origin.forget();
             origin.allow(allowance);
             daemon.spawn();
