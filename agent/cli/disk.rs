@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::exit::{Exit, Failure, Outcome};
-use crate::cli::out::size;
+use crate::cli::out::{count, size};
 use crate::cli::{Context, client};
 use crate::rpc::pb::{self, import_response::Outcome as Imported};
 
@@ -90,7 +90,11 @@ pub(crate) async fn verify(context: &Context, args: VerifyArgs) -> Outcome {
             }
             None if row.pieces_bad > 0 => {
                 bad += 1;
-                context.out.line(format_args!("{}: {} bad pieces, fetched again", row.model, row.pieces_bad))?;
+                context.out.line(format_args!(
+                    "{}: {}, fetched again",
+                    row.model,
+                    count(row.pieces_bad, "bad piece")
+                ))?;
             }
             None => {
                 good += 1;

@@ -153,13 +153,20 @@ fn tell_ready(context: &Context, ready: &pb::Ready) -> std::io::Result<()> {
 
 /// Says what failed, model by model, and gives the failure of the whole.
 fn tell_failed(context: &Context, failed: pb::Failed) -> Failure {
+    let fault = failed.fault.unwrap_or_default();
     for model in &failed.models {
-        if let Some(fault) = &model.fault {
-            context.out.note(format_args!("{}: {}", model.model, fault.text));
+        let text = model.fault.as_ref().map_or("", |fault| &fault.text);
+        // The first fault is the failure's own text; most texts begin with their model.
+        if text != fault.text {
+            let model = if text.starts_with(&model.model) { String::new() } else { format!("{}: ", model.model) };
+            context.out.note(format_args!("{model}{text}"));
         }
     }
-    let fault = failed.fault.unwrap_or_default();
+    let late = fault.kind() == pb::FaultKind::DeadlineExceeded;
     let mut failure = Failure::from(fault);
+    if late {
+        failure.text += ": finished pieces are kept, and a daemon goes on with the rest";
+    }
     if context.out.json {
         // The stream's last object has said it.
         failure.text.clear();

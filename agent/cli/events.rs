@@ -4,7 +4,7 @@ use clap::Args;
 use tierd_cache::units::human_duration;
 
 use crate::cli::exit::Outcome;
-use crate::cli::out::size;
+use crate::cli::out::{count, size};
 use crate::cli::{Context, client};
 use crate::rpc::pb::{self, evicted_occurrence::Reason, occurrence::What, watch_response::Update};
 
@@ -47,24 +47,18 @@ pub(crate) fn line(occurrence: &pb::Occurrence) -> String {
 
 fn words(what: &What) -> String {
     match what {
-        What::Started(started) => format!("started with {} blobs, {}", started.blobs, size(started.bytes)),
+        What::Started(started) => format!("started with {}, {}", count(started.blobs, "blob"), size(started.bytes)),
         What::Stored(stored) => stored_words(stored),
         What::Evicted(evicted) => {
             let why = evicted.reason.as_ref().map_or_else(|| "unknown".to_owned(), reason);
             format!("evicted {} ({} freed): {why}", evicted.model, size(evicted.bytes))
         }
         What::FlightFailed(failed) => {
-            format!(
-                "flight {} failed ({}): {}: {}",
-                failed.flight,
-                failed.models.join(" "),
-                failed.fault,
-                failed.detail
-            )
+            format!("flight {} failed ({}): {}", failed.flight, failed.models.join(" "), failed.detail)
         }
         What::Damaged(damaged) => {
-            let (models, pieces) = (damaged.models.join(" "), damaged.pieces_bad);
-            format!("damaged {models}: {pieces} bad pieces, withdrawn until repaired ({})", damaged.detail)
+            let (models, pieces) = (damaged.models.join(" "), count(damaged.pieces_bad, "bad piece"));
+            format!("damaged {models}: {pieces}, withdrawn until repaired ({})", damaged.detail)
         }
         What::Pinned(pinned) => {
             format!("pinned by {} (lease {}): {}", pinned.owner, pinned.lease, pinned.models.join(" "))
@@ -77,7 +71,7 @@ fn words(what: &What) -> String {
             let dash = if origin.detail.is_empty() { "" } else { ": " };
             format!("origin {} is {}{dash}{}", origin.origin, origin.state().word(), origin.detail)
         }
-        What::Listed(listed) => format!("origin {} was listed: {} models", listed.origin, listed.models),
+        What::Listed(listed) => format!("origin {} was listed: {}", listed.origin, count(listed.models, "model")),
     }
 }
 

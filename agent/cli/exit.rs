@@ -151,6 +151,11 @@ impl From<Fault> for Failure {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
+        // A status with a cause was made on this side: the connection failed, the daemon said nothing.
+        if let Some(cause) = std::error::Error::source(&status) {
+            let why = crate::rpc::chain(cause);
+            return Self::new(Exit::Unreachable, format_args!("the connection to the daemon failed: {why}"));
+        }
         let fault = fault::of_status(&status);
         if fault.kind() != FaultKind::Unspecified {
             return fault.into();
@@ -215,6 +220,15 @@ mod tests {
             assert_eq!(exit as u8, number);
             assert!(Exit::table().contains(exit.meaning()));
         }
+    }
+
+    #[test]
+    fn a_connection_that_breaks_is_told_with_its_cause() {
+        let mut status = Status::unknown("transport error");
+        status.set_source(std::sync::Arc::new(io::Error::other("certificate required")));
+        let failure = Failure::from(status);
+        assert_eq!(failure.exit, Exit::Unreachable);
+        assert!(failure.text.ends_with("certificate required"), "{}", failure.text);
     }
 
     #[test]

@@ -177,6 +177,7 @@ fn trust(model: &pb::Model) -> String {
 fn ago(then: Timestamp) -> String {
     let now = Timestamp::from(Clock::start().wall());
     match u64::try_from(now.seconds - then.seconds) {
+        Ok(0) => "now".to_owned(),
         Ok(seconds) => format!("{} ago", human_duration(Duration::from_secs(seconds))),
         Err(_) => then.to_string(),
     }

@@ -115,6 +115,15 @@ pub(crate) fn size(bytes: u64) -> String {
     ByteSize(bytes).to_string()
 }
 
+/// A number of things: `1 model`, `2 models`.
+#[must_use]
+pub(crate) fn count(number: impl Into<u64>, thing: &str) -> String {
+    match number.into() {
+        1 => format!("1 {thing}"),
+        number => format!("{number} {thing}s"),
+    }
+}
+
 /// Bytes a second for people.
 #[must_use]
 pub(crate) fn rate(bytes_per_second: u64) -> String {

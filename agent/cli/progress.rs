@@ -7,7 +7,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tierd_cache::units::human_duration;
 
-use crate::cli::out::{Out, rate, size};
+use crate::cli::out::{Out, count, rate, size};
 use crate::rpc::pb::{self, Phase};
 
 /// Most bars at once; the other models wait for one.
@@ -60,8 +60,8 @@ impl Display {
         }
         let fetched = plan.models.iter().filter(|model| model.flight.is_some()).count();
         self.out.note(format_args!(
-            "{} models, {}: {} to fetch for {fetched}",
-            plan.models.len(),
+            "{}, {}: {} to fetch for {fetched}",
+            count(plan.models.len() as u64, "model"),
             size(plan.bytes_total),
             size(plan.bytes_to_fetch)
         ));

@@ -6,7 +6,7 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
 
 use crate::cli::exit::{Exit, Failure, Outcome};
-use crate::cli::out::{Out, bar, rate, size};
+use crate::cli::out::{Out, bar, count, rate, size};
 use crate::cli::{Context, client};
 use crate::rpc::pb;
 
@@ -43,13 +43,13 @@ pub(crate) async fn status(context: &Context) -> Outcome {
 pub(crate) fn print_node(out: Out, node: &pb::Node) -> std::io::Result<()> {
     let uptime = node.uptime.and_then(|uptime| uptime.to_std()).unwrap_or_default();
     out.line(format_args!(
-        "tierd {}, up {}; {} models known, {} flights, {} callers waiting, {} leases",
+        "tierd {}, up {}; {} known, {}, {} waiting, {}",
         node.version,
         human_duration(uptime),
-        node.models_known,
-        node.flights,
-        node.ensures,
-        node.leases
+        count(node.models_known, "model"),
+        count(node.flights, "flight"),
+        count(node.ensures, "caller"),
+        count(node.leases, "lease")
     ))?;
     out.line(format_args!("models folder: {}\n", node.models_path))?;
     let tier = |tier: &pb::TierStatus| {

@@ -46,6 +46,8 @@ impl Server {
     ///
     /// [`RpcError`]: a socket is in use or cannot be made, TCP would be open to strangers, or its TLS files do not work.
     pub fn bind(config: &ListenConfig) -> Result<Self, RpcError> {
+        // First, since it tells best that another daemon runs.
+        let unix = listen::unix(&config.unix)?;
         let tcp = match &config.tcp {
             None => None,
             Some(tcp) => {
@@ -57,7 +59,7 @@ impl Server {
                 Some((listen::tcp(tcp)?, server))
             }
         };
-        Ok(Self { unix: listen::unix(&config.unix)?, tcp, config: config.clone() })
+        Ok(Self { unix, tcp, config: config.clone() })
     }
 
     /// The TCP address as bound: with the port that was chosen if the configuration says 0.

@@ -4,10 +4,11 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde_json::{Map, Value, json};
 use tierd_cache::ids::{BlobId, ModelKey};
 use tierd_cache::manifest::{Manifest, ManifestModel};
+use tokio_util::sync::CancellationToken;
 
 /// One made-up model.
 #[derive(Debug, Clone)]
@@ -50,18 +51,18 @@ const BLOCKS: u64 = 12;
 /// Columns of every tensor, two bytes each.
 const COLUMNS: u64 = 1024;
 
-/// Makes the models and their manifest below `origin`. Blocking.
+/// Makes the models and their manifest below `origin`. Blocking; ends early, with an error, once `stop` is cancelled.
 ///
 /// # Errors
 ///
 /// If the disk refuses.
-pub(crate) fn make(origin: &Path, bytes: u64) -> anyhow::Result<Vec<Made>> {
+pub(crate) fn make(origin: &Path, bytes: u64, stop: &CancellationToken) -> anyhow::Result<Vec<Made>> {
     let mut made = Vec::new();
     for (name, percent, patterns) in KINDS {
         let model = ModelKey::parse(name)?;
         let path = origin.join(name);
         fs::create_dir_all(path.parent().expect("a model lies in a folder"))?;
-        let (bytes, blob) = write(&path, name, bytes * percent / 100, patterns)
+        let (bytes, blob) = write(&path, name, bytes * percent / 100, patterns, stop)
             .with_context(|| format!("making {}", path.display()))?;
         made.push(Made { model, bytes, blob });
     }
@@ -78,7 +79,13 @@ pub(crate) fn make(origin: &Path, bytes: u64) -> anyhow::Result<Vec<Made>> {
 }
 
 /// Writes one file of about `bytes` and returns its size and digest.
-fn write(path: &Path, seed: &str, bytes: u64, patterns: &[&str]) -> anyhow::Result<(u64, BlobId)> {
+fn write(
+    path: &Path,
+    seed: &str,
+    bytes: u64,
+    patterns: &[&str],
+    stop: &CancellationToken,
+) -> anyhow::Result<(u64, BlobId)> {
     let header = header(bytes, patterns);
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
     let mut hasher = blake3::Hasher::new();
@@ -93,6 +100,7 @@ fn write(path: &Path, seed: &str, bytes: u64, patterns: &[&str]) -> anyhow::Resu
     let mut buffer = vec![0; 1 << 20];
     let mut left = header.data_bytes;
     while left > 0 {
+        ensure!(!stop.is_cancelled(), "stopped");
         let length = usize::try_from(left.min(1 << 20)).expect("at most 1 MiB");
         weights.fill(&mut buffer[..length]);
         put(&buffer[..length])?;
@@ -138,7 +146,7 @@ mod tests {
     #[test]
     fn made_up_models_are_real_safetensors() {
         let folder = tempfile::tempdir().expect("a folder");
-        let made = make(folder.path(), 8 << 20).expect("made");
+        let made = make(folder.path(), 8 << 20, &CancellationToken::new()).expect("made");
         assert_eq!(made.len(), KINDS.len());
         for file in made {
             let data = fs::read(folder.path().join(file.model.as_str())).expect("there");

@@ -3,10 +3,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
 use tierd_cache::units::ByteSize;
+use tokio_util::sync::CancellationToken;
 
 use crate::cli::Context;
 use crate::cli::exit::{Exit, Failure, Outcome};
@@ -15,6 +17,11 @@ use crate::cli::out::size;
 mod daemon;
 mod files;
 mod steps;
+
+/// Times that the demo's folder is tried to be removed.
+const REMOVE_TRIES: u32 = 5;
+/// Between two tries.
+const REMOVE_PAUSE: Duration = Duration::from_millis(100);
 
 /// `tierd demo`.
 #[derive(Debug, Args)]
@@ -75,10 +82,21 @@ pub(crate) async fn demo(context: &Context, args: DemoArgs) -> Outcome {
     if args.keep {
         context.out.note(format_args!("kept: {}", folder.keep().display()));
     } else {
-        folder.close().context("the demo's folder could not be removed")?;
+        remove(&folder.keep()).await?;
         context.out.note("\nThe daemon is stopped and the folder is removed.");
     }
     shown
+}
+
+/// Removes the folder. A thread that was interrupted may add a last file meanwhile, so a second try is not too much.
+async fn remove(folder: &Path) -> anyhow::Result<()> {
+    for _ in 1..REMOVE_TRIES {
+        if fs::remove_dir_all(folder).is_ok() {
+            return Ok(());
+        }
+        tokio::time::sleep(REMOVE_PAUSE).await;
+    }
+    fs::remove_dir_all(folder).with_context(|| format!("{} could not be removed", folder.display()))
 }
 
 async fn show(context: &Context, place: &Place, bytes: u64) -> Outcome {
@@ -89,8 +107,12 @@ async fn show(context: &Context, place: &Place, bytes: u64) -> Outcome {
         size(bytes)
     ))?;
     let origin = place.origin();
-    let made =
-        tokio::task::spawn_blocking(move || files::make(&origin, bytes)).await.context("making models panicked")??;
+    let stop = CancellationToken::new();
+    // Ctrl-c drops this function, and with it the guard.
+    let _guard = stop.clone().drop_guard();
+    let made = tokio::task::spawn_blocking(move || files::make(&origin, bytes, &stop))
+        .await
+        .context("making models panicked")??;
     for file in &made {
         out.line(format_args!("   {}  {}  blake3 {}", file.model, size(file.bytes), file.blob.short()))?;
     }

@@ -12,8 +12,13 @@ use crate::engine::view::{EnsureUpdate, Trust, What};
 use crate::engine::{fetch, sources};
 use crate::fault::Fault;
 use crate::ids::{BlobId, FlightId, ModelKey, OriginName, Sha256Digest};
+use crate::metrics;
 use crate::piece::Cv;
 use crate::store::{self, Inspection, Partial, Store, StoreError, StoredLink};
+use crate::units::MIB;
+
+/// How fast stored bytes are read again while idle: a week's worth is 60 TB, and no reader of an NVMe disk notices.
+const PATROL_BYTES_PER_SECOND: u64 = 100 * MIB;
 
 impl Engine {
     /// Starts one effect.
@@ -25,6 +30,10 @@ impl Engine {
                 });
             }
             Effect::Scrub(blob) => self.scrub(blob),
+            Effect::Patrol(blob) => self.on_disk(move |store, halt| {
+                let bad = store.patrol(blob, halt, PATROL_BYTES_PER_SECOND).map_err(Fault::from);
+                Done::Event(Event::Scrubbed { blob, bad })
+            }),
             Effect::Bless(blob) => {
                 let store = self.store.clone();
                 self.in_background(move || store.bless(blob));
@@ -77,15 +86,25 @@ impl Engine {
             Effect::NoteUse(blobs) => self.scribe.note(Note::Uses(blobs, self.clock.wall())),
             Effect::PutLease(lease) => self.scribe.note(Note::PutLease(lease)),
             Effect::EndLease(lease) => self.scribe.note(Note::EndLease(lease)),
-            Effect::TellPlan(id, plan) => self.callers.plan(id, EnsureUpdate::Plan(plan)),
-            Effect::TellReady(id, ready) => self.callers.end(id, EnsureUpdate::Ready(ready)),
-            Effect::TellFailed(id, failed) => self.callers.end(id, EnsureUpdate::Failed(failed)),
+            Effect::TellPlan(id, plan) => {
+                self.note_plan(id, &plan);
+                self.callers.plan(id, EnsureUpdate::Plan(plan));
+            }
+            Effect::TellReady(id, ready) => {
+                self.count_ready(id, &ready);
+                self.callers.end(id, EnsureUpdate::Ready(ready));
+            }
+            Effect::TellFailed(id, failed) => {
+                self.count_failed(id, &failed);
+                self.callers.end(id, EnsureUpdate::Failed(failed));
+            }
             Effect::Record(what) => self.record(what),
         }
     }
 
     /// Writes down that something happened, and tells who watches.
     pub(crate) fn record(&mut self, what: What) {
+        Self::count_occurrence(&what);
         let occurrence = self.chronicle.record(what, self.clock.wall());
         self.scribe.note(Note::Occurrence(occurrence));
     }
@@ -117,7 +136,8 @@ impl Engine {
     }
 
     pub(crate) fn sync_open_files(&self) {
-        for partial in self.open.values().cloned() {
+        for partial in self.open.values() {
+            let partial = partial.clone();
             self.in_background(move || partial.sync());
         }
     }
@@ -125,7 +145,10 @@ impl Engine {
     pub(crate) fn measure_space(&mut self) {
         self.spaced = self.clock.now();
         match self.store.space() {
-            Ok(space) => self.apply(Event::Space { total: space.total, free: space.free }),
+            Ok(space) => {
+                self.free_fs = space.free;
+                self.apply(Event::Space { total: space.total, free: space.free });
+            }
             Err(error) => tracing::warn!(%error, "the file system does not tell its free space"),
         }
     }
@@ -145,8 +168,9 @@ impl Engine {
     }
 
     fn locate(&self, model: ModelKey) {
-        let (origins, done) = (self.origins.clone(), self.done.clone());
+        let (origins, done, permits) = (self.origins.clone(), self.done.clone(), self.locates.clone());
         tokio::spawn(async move {
+            let Ok(_permit) = permits.acquire_owned().await else { return };
             let result = sources::locate(&origins, &model).await;
             let _ = done.send(Done::Located(model, result)).await;
         });
@@ -200,8 +224,9 @@ impl Engine {
             tracing::error!(%flight, "a commit has no open file");
             return;
         };
-        let now = self.clock.wall();
+        let (now, clock) = (self.clock.wall(), self.clock.clone());
         self.on_disk(move |store, halt| {
+            let started = clock.now();
             let result = check(store, &partial, &promise, &links, halt).and_then(|commit| {
                 let Promise { blob, .. } = promise;
                 let Commit { trust, sha256 } = commit;
@@ -209,6 +234,7 @@ impl Engine {
                 store.commit(&partial, order).map_err(|error| CommitFault::Local(error.into()))?;
                 Ok(commit)
             });
+            metrics::committed(clock.now().since(started));
             Done::Event(Event::Committed { flight, result })
         });
     }

@@ -12,9 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::engine::event::{Broken, Event, Fetch};
+use crate::engine::gauges::outcome;
 use crate::engine::pace::Pace;
 use crate::engine::run::Done;
 use crate::fault::Fault;
+use crate::metrics::{self, RequestOutcome};
 use crate::origin::{Body, Origin, OriginError};
 use crate::piece::PieceHasher;
 use crate::store::{Block, BlockPool, Partial};
@@ -28,6 +30,8 @@ pub(crate) struct Lines {
     pub(crate) clock: Clock,
     /// Bytes that this origin has sent since the daemon started.
     pub(crate) total: Arc<AtomicU64>,
+    /// Those of them that the metrics have.
+    pub(crate) counted: u64,
     pub(crate) done: mpsc::Sender<Done>,
 }
 
@@ -61,12 +65,22 @@ pub(crate) async fn fetch(
     received: Arc<AtomicU64>,
 ) -> Result<(), Broken> {
     let mut writes = Writes::default();
+    let started = lines.clock.now();
     let result = tokio::select! {
         biased;
-        () = stop.cancelled() => Err(Broken::Aborted),
+        () = stop.cancelled() => Err(Failure::Aborted),
         result = pieces(&lines, &fetch, &partial, &received, &mut writes) => result,
     };
     let settled = writes.settle().await;
+    let ended = match &result {
+        Ok(()) => Some(RequestOutcome::Ok),
+        Err(Failure::Origin(error)) => Some(outcome(error)),
+        Err(Failure::Local(_) | Failure::Aborted) => None,
+    };
+    if let Some(outcome) = ended {
+        metrics::request_ended(lines.origin.name(), outcome, lines.clock.now().since(started));
+    }
+    let result = result.map_err(|failure| failure.broken(&lines, &fetch));
     result.and(settled.map_err(Broken::Local))
 }
 
@@ -76,7 +90,7 @@ async fn pieces(
     partial: &Arc<Partial>,
     received: &AtomicU64,
     writes: &mut Writes,
-) -> Result<(), Broken> {
+) -> Result<(), Failure> {
     let layout = partial.layout();
     let range = layout.range(fetch.first).start..layout.range(fetch.first + fetch.count - 1).end;
     let Fetch { source, .. } = fetch;
@@ -85,8 +99,7 @@ async fn pieces(
     } else {
         lines.origin.read(&source.path, range, source.bytes, &source.validator).await
     };
-    let body = body.map_err(|error| broken(lines, fetch, &error))?;
-    let mut stream = Stream { lines, path: source.path.clone(), body, rest: Bytes::new() };
+    let mut stream = Stream { lines, path: source.path.clone(), body: body?, rest: Bytes::new() };
     for piece in fetch.first..fetch.first + fetch.count {
         let skip = fetch.skip.binary_search(&piece).is_ok();
         let range = layout.range(piece);
@@ -97,7 +110,7 @@ async fn pieces(
             while !block.is_full() && offset + (block.len() as u64) < range.end {
                 let left = range.end - offset - block.len() as u64;
                 let most = block.remaining().min(usize::try_from(left).unwrap_or(usize::MAX));
-                let bytes = stream.next(most).await.map_err(|error| broken(lines, fetch, &error))?;
+                let bytes = stream.next(most).await?;
                 block.fill(&bytes);
                 hasher.update(&bytes);
                 received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -112,16 +125,16 @@ async fn pieces(
             received.fetch_sub(range.end - range.start, Ordering::Relaxed);
             continue;
         }
-        writes.settle().await.map_err(Broken::Local)?;
+        writes.settle().await.map_err(Failure::Local)?;
         let cv = hasher.finish();
-        partial.finished(piece, cv).map_err(|error| Broken::Local(error.into()))?;
+        partial.finished(piece, cv).map_err(|error| Failure::Local(error.into()))?;
         received.fetch_sub(range.end - range.start, Ordering::Relaxed);
         let event = Event::PieceDone { flight: fetch.flight, request: fetch.request, piece, cv };
         if lines.done.send(Done::Event(event)).await.is_err() {
-            return Err(Broken::Aborted);
+            return Err(Failure::Aborted);
         }
     }
-    stream.end().await.map_err(|error| broken(lines, fetch, &error))
+    Ok(stream.end().await?)
 }
 
 /// A body, cut where blocks and pieces end.
@@ -161,15 +174,33 @@ impl Stream<'_> {
     }
 }
 
-/// What an origin's error means for the flight.
-fn broken(lines: &Lines, fetch: &Fetch, error: &OriginError) -> Broken {
-    match error {
-        OriginError::Changed { .. } | OriginError::NotFound { .. } => Broken::Changed,
-        OriginError::RangeIgnored { .. } => Broken::RangeIgnored,
-        OriginError::Throttled { status, retry_after, .. } => {
-            Broken::Throttled { status: *status, retry_after: *retry_after }
+/// Why a fetch did not come to its end.
+enum Failure {
+    Origin(OriginError),
+    Local(Fault),
+    Aborted,
+}
+
+impl From<OriginError> for Failure {
+    fn from(error: OriginError) -> Self {
+        Self::Origin(error)
+    }
+}
+
+impl Failure {
+    /// What it means for the flight.
+    fn broken(self, lines: &Lines, fetch: &Fetch) -> Broken {
+        let error = match self {
+            Self::Origin(error) => error,
+            Self::Local(fault) => return Broken::Local(fault),
+            Self::Aborted => return Broken::Aborted,
+        };
+        match error {
+            OriginError::Changed { .. } | OriginError::NotFound { .. } => Broken::Changed,
+            OriginError::RangeIgnored { .. } => Broken::RangeIgnored,
+            OriginError::Throttled { status, retry_after, .. } => Broken::Throttled { status, retry_after },
+            error if error.is_transient() => Broken::Transient { detail: error.to_string(), status: error.status() },
+            error => Broken::Refused(error.fault(lines.origin.name(), &fetch.source.path)),
         }
-        error if error.is_transient() => Broken::Transient { detail: error.to_string(), status: error.status() },
-        error => Broken::Refused(error.fault(lines.origin.name(), &fetch.source.path)),
     }
 }

@@ -5,6 +5,7 @@ mod callers;
 mod chronicle;
 pub mod event;
 mod fetch;
+mod gauges;
 pub mod handle;
 mod pace;
 mod run;

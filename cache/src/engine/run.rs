@@ -2,7 +2,7 @@
 //!
 //! Facts pass through here; payload bytes never do. Nothing in the loop waits: what takes time runs beside it and reports.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,6 +18,7 @@ use crate::engine::callers::Callers;
 use crate::engine::chronicle::Chronicle;
 use crate::engine::event::{Effect, Event, RequestId};
 use crate::engine::fetch::Lines;
+use crate::engine::gauges::GAUGES_INTERVAL;
 use crate::engine::handle::{COMMANDS_MAX, Command, EngineHandle, Verified};
 use crate::engine::pace::Pace;
 use crate::engine::scribe::{NOTES_MAX, Scribe};
@@ -45,17 +46,23 @@ pub(crate) const SPACE_AGE_MAX: Duration = Duration::from_millis(100);
 /// Blobs that are read for verification at once: one stream fills most disks, two hide the hashing.
 const SCRUBS_MAX: usize = 2;
 
+/// Models that origins are asked for at once: a set of a thousand unknown names must not become a thousand requests.
+const LOCATES_MAX: usize = 16;
+
 /// What work reports to the loop.
 #[derive(Debug)]
 pub(crate) enum Done {
     Event(Event),
-    Opened(FlightId, Result<(Arc<Partial>, Vec<(u32, Cv)>), Fault>),
+    Opened(FlightId, Result<Opened, Fault>),
     Listed(OriginName, Result<OriginSnapshot, Fault>, Option<oneshot::Sender<Result<(), Fault>>>),
     Located(ModelKey, Result<(OriginName, crate::catalog::Listed), Fault>),
     Relocated(FlightId, OriginName, Result<Option<Found>, Fault>),
     ReserveImport(u64, oneshot::Sender<Result<(), Fault>>),
     UnreserveImport(u64),
 }
+
+/// An open unfinished blob, and its pieces that have been verified again.
+pub(crate) type Opened = (Arc<Partial>, Vec<(u32, Cv)>);
 
 /// What looking a source up again found.
 pub(crate) type Found = (crate::catalog::Listed, Option<Manifest>, crate::engine::event::Relocated);
@@ -94,9 +101,16 @@ pub(crate) struct Engine {
     pub(crate) evicting: Vec<Evicting>,
     pub(crate) verifying: HashMap<BlobId, Vec<(ModelKey, u64, mpsc::Sender<Verified>)>>,
     pub(crate) scrubs: Arc<Semaphore>,
+    pub(crate) locates: Arc<Semaphore>,
     /// Set once: long reads of the disk stop soon after.
     pub(crate) halt: Arc<AtomicBool>,
     pub(crate) refresh_interval: Duration,
+    /// Callers that only joined flights of others.
+    pub(crate) joined: HashSet<EnsureId>,
+    pub(crate) free_fs: u64,
+    /// When the gauges were last set, and whether something happened since.
+    pub(crate) gauged: Tick,
+    pub(crate) stale: bool,
     pub(crate) models_path: PathBuf,
     pub(crate) next_ensure: u64,
     /// When the state wants to be told that time passed.
@@ -131,6 +145,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         limits: config.limits.clone(),
         budget: config.store.budget,
         keep_free: config.store.keep_free,
+        scrub_interval: config.store.scrub_interval,
         origins: config.origins.iter().map(|origin| (origin.name.clone(), origin.connections_max)).collect(),
         models: config.store.models.clone(),
         seed: clock.wall().0,
@@ -156,8 +171,13 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         evicting: Vec::new(),
         verifying: HashMap::new(),
         scrubs: Arc::new(Semaphore::new(SCRUBS_MAX)),
+        locates: Arc::new(Semaphore::new(LOCATES_MAX)),
         halt: Arc::new(AtomicBool::new(false)),
         refresh_interval: config.refresh_interval,
+        joined: HashSet::new(),
+        free_fs: 0,
+        gauged: clock.now(),
+        stale: true,
         models_path: config.store.models.clone(),
         next_ensure: 1,
         wake: Tick(u64::MAX),
@@ -195,6 +215,7 @@ fn lines(
             paces: own.into_iter().chain(all.clone()).collect(),
             clock: clock.clone(),
             total: Arc::new(AtomicU64::new(0)),
+            counted: 0,
             done: done.clone(),
         };
         (config.name.clone(), lines)
@@ -229,9 +250,10 @@ impl Engine {
         let refresh = self.refreshed.after(self.refresh_interval);
         let space = self.spaced.after(SPACE_INTERVAL);
         let beat = self.is_busy().then(|| now.after(BEAT));
+        let gauges = self.stale.then(|| self.gauged.after(GAUGES_INTERVAL));
         self.wake = self.state.next_wake().unwrap_or(Tick(u64::MAX));
         let state = Some(self.wake.max(now.after(Duration::from_millis(1))));
-        [Some(refresh), Some(space), beat, state].into_iter().flatten().min().unwrap_or(refresh)
+        [Some(refresh), Some(space), beat, gauges, state].into_iter().flatten().min().unwrap_or(refresh)
     }
 
     /// Whether something happens that is measured or told as it goes.
@@ -241,6 +263,8 @@ impl Engine {
 
     /// Applies an event and starts the work that it calls for.
     pub(crate) fn apply(&mut self, event: Event) {
+        self.stale = true;
+        self.count_event(&event);
         let effects = self.state.apply(event, self.clock.now(), self.clock.wall());
         self.act(effects);
     }
@@ -282,6 +306,10 @@ impl Engine {
         }
         if now.since(self.spaced) >= SPACE_INTERVAL {
             self.measure_space();
+        }
+        if self.stale && now.since(self.gauged) >= GAUGES_INTERVAL {
+            self.gauge();
+            self.stale = self.is_busy();
         }
         if now.since(self.refreshed) >= self.refresh_interval && self.draining.is_none() {
             self.refresh(None, None);

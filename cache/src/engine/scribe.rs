@@ -46,7 +46,10 @@ impl Scribe {
     pub(crate) fn note(&self, note: Note) {
         match self.notes.try_send(note) {
             Ok(()) => {}
-            Err(TrySendError::Full(note)) => tracing::error!(?note, "the disk hangs: a note is dropped"),
+            Err(TrySendError::Full(note)) => {
+                crate::metrics::events_dropped(1);
+                tracing::error!(?note, "the disk hangs: a note is dropped");
+            }
             Err(TrySendError::Disconnected(_)) => tracing::error!("the scribe is gone: a note is dropped"),
         }
     }

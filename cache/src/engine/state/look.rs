@@ -216,6 +216,12 @@ impl State {
         self.links.keys().cloned().collect()
     }
 
+    /// The origin that a request under way reads from.
+    #[must_use]
+    pub fn origin_of(&self, request: RequestId) -> Option<&OriginName> {
+        self.requests.get(&request).map(|request| &request.source.origin)
+    }
+
     /// Requests under way.
     #[must_use]
     pub fn is_fetching(&self) -> bool {

@@ -45,6 +45,7 @@ impl State {
                 models: BTreeSet::new(),
                 holds: 0,
                 fate: Fate::Kept,
+                patrol_due: self.patrol_spread(found.blob, now),
             };
             self.blobs.insert(found.blob, blob);
             self.disk.found(found.bytes);
@@ -178,8 +179,16 @@ impl State {
         sha256: Option<crate::ids::Sha256Digest>,
         now: Tick,
     ) {
-        let stored =
-            Blob { bytes, trust, sha256, last_used: self.wall, models: BTreeSet::new(), holds: 0, fate: Fate::Kept };
+        let stored = Blob {
+            bytes,
+            trust,
+            sha256,
+            last_used: self.wall,
+            models: BTreeSet::new(),
+            holds: 0,
+            fate: Fate::Kept,
+            patrol_due: self.patrol_after(now),
+        };
         self.blobs.insert(blob, stored);
         self.policy.inserted(blob, bytes, now);
     }
@@ -221,10 +230,19 @@ impl State {
     }
 
     pub(super) fn scrubbed(&mut self, blob: BlobId, bad: Result<Vec<u32>, Fault>, now: Tick) {
+        let patrolled = self.patrolled.take_if(|patrolled| *patrolled == blob).is_some();
+        let due = self.patrol_after(now);
         let Some(stored) = self.blobs.get_mut(&blob) else { return };
-        stored.fate = Fate::Kept;
+        stored.patrol_due = due;
+        match stored.fate {
+            Fate::Scrubbing => stored.fate = Fate::Kept,
+            // A patrol finds only what nobody has found yet.
+            Fate::Kept if patrolled => {}
+            Fate::Kept | Fate::Withdrawing | Fate::Removing => return,
+        }
         let waiting = Step::Scrubbing(blob);
         match bad {
+            Ok(bad) if bad.is_empty() && patrolled => {}
             Ok(bad) if bad.is_empty() => {
                 self.out.push(Effect::Bless(blob));
                 self.whole(blob, &waiting, now);

@@ -70,8 +70,8 @@ struct Unfinished {
 }
 
 pub(super) struct World {
-    state: State,
-    now: Tick,
+    pub(super) state: State,
+    pub(super) now: Tick,
     rng: fastrand::Rng,
     /// Version of each model's content at the origin.
     versions: [u32; MODELS as usize],
@@ -81,7 +81,7 @@ pub(super) struct World {
     leases: BTreeMap<LeaseId, LeaseView>,
     /// Work that was asked for and not done.
     todo: Vec<Effect>,
-    requests: BTreeMap<RequestId, (Fetch, BTreeSet<u32>)>,
+    pub(super) requests: BTreeMap<RequestId, (Fetch, BTreeSet<u32>)>,
     callers: BTreeMap<EnsureId, Caller>,
     next_ensure: u64,
     free: u64,
@@ -142,7 +142,7 @@ impl World {
         Entry { bytes, blake3: digest, sha256: None, sources: ORIGINS.into_iter().map(source).collect() }
     }
 
-    fn apply(&mut self, event: Event) {
+    pub(super) fn apply(&mut self, event: Event) {
         self.log.push(format!("{:?} <- {event:?}", self.now));
         let effects = self.state.apply(event, self.now, Wall(self.now.0 / 1000));
         self.take(effects);
@@ -283,10 +283,9 @@ impl World {
                 self.take(pinned.expect("a known model can be pinned").1);
             }
             Step::Unpin(n) => {
-                if let Some(lease) = self.pick(self.leases.keys().copied(), n) {
-                    if let Ok((_, effects)) = self.state.unpin(lease) {
-                        self.take(effects);
-                    }
+                let lease = self.pick(self.leases.keys().copied(), n);
+                if let Some(Ok((_, effects))) = lease.map(|lease| self.state.unpin(lease)) {
+                    self.take(effects);
                 }
             }
             Step::Evict(n) => {
@@ -312,7 +311,7 @@ impl World {
         }
     }
 
-    fn ensure(&mut self, models: &[u8], demand: bool, cancel: bool) {
+    pub(super) fn ensure(&mut self, models: &[u8], demand: bool, cancel: bool) {
         let id = EnsureId(self.next_ensure);
         self.next_ensure += 1;
         self.callers.insert(id, Caller::default());
@@ -336,7 +335,7 @@ impl World {
         self.apply(Event::Catalog(catalog));
     }
 
-    fn piece_arrives(&mut self, id: RequestId) {
+    pub(super) fn piece_arrives(&mut self, id: RequestId) {
         let (fetch, owed) = self.requests.get_mut(&id).expect("picked");
         let (fetch, Some(piece)) = (fetch.clone(), owed.pop_first()) else { return };
         let n = (0..MODELS).find(|n| model(*n).as_str() == fetch.source.path).expect("a known path");
@@ -355,7 +354,7 @@ impl World {
         }
     }
 
-    fn end(&mut self, id: RequestId, result: Result<(), Broken>) {
+    pub(super) fn end(&mut self, id: RequestId, result: Result<(), Broken>) {
         let (fetch, _) = self.requests.remove(&id).expect("under way");
         self.apply(Event::RequestEnded { flight: fetch.flight, request: id, result });
     }
@@ -388,7 +387,7 @@ impl World {
                 };
                 Event::Inspected { blob, found }
             }
-            Effect::Scrub(blob) => {
+            Effect::Scrub(blob) | Effect::Patrol(blob) => {
                 let damaged = self.rng.bool();
                 let bad = if !well {
                     Err(fault())
@@ -446,7 +445,10 @@ impl World {
             }
             Effect::Discard(name) => {
                 assert!(!self.open.values().any(|open| *open == name), "{name:?} is discarded while it is open");
-                let result = if well { Ok(drop(self.unfinished.remove(&name))) } else { Err(fault()) };
+                let result = if well { Ok(()) } else { Err(fault()) };
+                if well {
+                    self.unfinished.remove(&name);
+                }
                 Event::Discarded { name, result }
             }
             effect => unreachable!("{effect:?} is done at once"),
@@ -563,6 +565,18 @@ impl World {
         self.tell_catalog();
     }
 
+    /// Does the work that is asked for, with good luck, until only requests are left.
+    pub(super) fn work_all(&mut self) {
+        while let Some(effect) = self.todo.pop() {
+            self.work(effect, true);
+        }
+    }
+
+    /// Whether a line of the log says so.
+    pub(super) fn says(&self, text: &str) -> bool {
+        self.log.iter().any(|line| line.contains(text))
+    }
+
     /// Lets everything finish with good luck. Whoever still waits must get an answer.
     pub(super) fn run_to_the_end(&mut self) {
         self.free = DISK;
@@ -602,6 +616,7 @@ fn state(seed: u64, inventory: &Inventory, now: Tick) -> State {
         limits: LimitsConfig::default(),
         budget: Share::Percent(50.0),
         keep_free: Share::Bytes(0),
+        scrub_interval: Some(Duration::from_secs(100)),
         origins: ORIGINS.into_iter().map(|origin| (OriginName::new(origin), 3)).collect(),
         models: "/models".into(),
         seed,
