@@ -6,8 +6,6 @@ mod rig;
 mod api;
 mod bounded;
 mod crash;
-// mod docs;
-// mod faults;
 mod fetch;
 mod room;
 mod servers;

@@ -269,8 +269,10 @@ impl FaultOrigin {
 
     /// Waits until `bytes` of `path` were sent.
     pub(crate) async fn until_sent(&self, path: &str, bytes: u64, seconds: u64) {
-        super::until(&format!("{bytes} bytes of {path} sent"), seconds, || async { (self.sent(path) >= bytes).then_some(()) })
-            .await;
+        super::until(&format!("{bytes} bytes of {path} sent"), seconds, || async {
+            (self.sent(path) >= bytes).then_some(())
+        })
+        .await;
     }
 }
 
