@@ -6,6 +6,7 @@ mod rig;
 mod api;
 mod bounded;
 mod crash;
+mod docs;
 mod fetch;
 mod room;
 mod servers;
