@@ -65,7 +65,8 @@ async fn health_and_reflection_answer() {
             message_request: Some(MessageRequest::ListServices(String::new())),
         }];
         let mut reflection = ServerReflectionClient::new(client.channel.clone());
-        let mut answers = reflection.server_reflection_info(tokio_stream::iter(asked)).await.expect("it reflects").into_inner();
+        let mut answers =
+            reflection.server_reflection_info(tokio_stream::iter(asked)).await.expect("it reflects").into_inner();
         let answer = answers.message().await.expect("an answer").and_then(|answer| answer.message_response);
         let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
         let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
@@ -173,9 +174,11 @@ async fn a_token_is_asked_of_every_call_over_tcp() {
         let file = dir.path().join("token");
         std::fs::write(&file, "open-sesame\n").expect("it can be written");
         let port = free_port();
-        let settings = Settings::default()
-            .set("listen.tcp", "address", &format!("\"127.0.0.1:{port}\""))
-            .set("listen.tcp", "token_file", &format!("\"{}\"", file.display()));
+        let settings = Settings::default().set("listen.tcp", "address", &format!("\"127.0.0.1:{port}\"")).set(
+            "listen.tcp",
+            "token_file",
+            &format!("\"{}\"", file.display()),
+        );
         let daemon = Daemon::start(settings).await;
         let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).expect("an address");
         let client = Client::over(endpoint.connect().await.expect("it listens"));
@@ -205,7 +208,8 @@ async fn metrics_and_probes_answer_on_their_own_listener() {
         let origin = FaultOrigin::start().await;
         origin.put(FLUX, &Content::model(801, 9 * MIB));
         let address = format!("127.0.0.1:{}", free_port());
-        let daemon = Daemon::start(Settings::with_origin(&origin).set("listen", "http", &format!("\"{address}\""))).await;
+        let daemon =
+            Daemon::start(Settings::with_origin(&origin).set("listen", "http", &format!("\"{address}\""))).await;
         daemon.client().await.ready(&[FLUX]).await;
         for probe in ["/livez", "/readyz"] {
             let (status, body) = ask(&address, "GET", probe, b"").await.expect("it listens");

@@ -83,6 +83,7 @@ async fn fifty_kills_in_one_download_lose_no_finished_piece_and_show_no_unfinish
             // Enough to move on, too little to come to the end: the last piece can never be whole in this life.
             let share = 2 * left / (KILLS - kill) + 2 * CONNECTIONS * PIECE;
             let allowance = random.u64(0..=share.min(left - 1));
+            origin.hang_up();
             origin.forget();
             origin.allow(allowance);
             daemon.spawn();
@@ -97,7 +98,11 @@ async fn fifty_kills_in_one_download_lose_no_finished_piece_and_show_no_unfinish
                 while origin.sent(FLUX) < moment && tokio::time::Instant::now() < give_up {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
-                assert!(origin.sent(FLUX) >= moment, "life {kill}: {} of {moment} bytes were asked for", origin.sent(FLUX));
+                assert!(
+                    origin.sent(FLUX) >= moment,
+                    "life {kill}: {} of {moment} bytes were asked for",
+                    origin.sent(FLUX)
+                );
                 tokio::time::sleep(Duration::from_micros(random.u64(0..20_000))).await;
                 daemon.kill();
                 caller.abort();
@@ -267,7 +272,8 @@ async fn garbage_behind_a_journal_is_not_believed() {
         let (_, journal) = partial(&daemon).expect("it is half done");
         let kept = finished(&daemon);
         let mut file = std::fs::File::options().append(true).open(&journal).expect("it can be opened");
-        file.write_all(b"0123456789abcdef {\"r\":\"finished\",\"piece\":11,\"cv\":\"00\"}\n\xff\x00\xfe garbage").expect("it is written");
+        file.write_all(b"0123456789abcdef {\"r\":\"finished\",\"piece\":11,\"cv\":\"00\"}\n\xff\x00\xfe garbage")
+            .expect("it is written");
         daemon.restart().await;
         daemon.client().await.ready(&[FLUX]).await;
         assert_not_asked_again(&origin, &kept);

@@ -26,7 +26,10 @@ async fn a_first_ensure_brings_the_file_and_the_second_asks_nobody() {
         assert_eq!(ready.bytes_fetched, content.bytes());
         let model = &ready.models[0];
         assert_eq!(model.path, daemon.model(FLUX).display().to_string());
-        assert_eq!((model.blob.as_str(), model.from(), model.trust()), (&*content.blake3(), pb::Tier::Origin, pb::Trust::FirstUse));
+        assert_eq!(
+            (model.blob.as_str(), model.from(), model.trust()),
+            (&*content.blake3(), pb::Tier::Origin, pb::Trust::FirstUse)
+        );
         content.assert_is(&daemon.model(FLUX));
         assert_eq!(origin.sent(FLUX), content.bytes(), "every byte is fetched once");
 
@@ -224,15 +227,21 @@ async fn a_prefetch_waits_for_nobody_and_is_upgraded_when_someone_asks() {
             let flights = client.cache.clone().list_flights(request).await.expect("it answers").into_inner().flights;
             flights.into_iter().next()
         };
-        let guess = until("nobody waits", 20, || async { only_flight().await.filter(|flight| flight.waiters == 0) }).await;
+        let guess =
+            until("nobody waits", 20, || async { only_flight().await.filter(|flight| flight.waiters == 0) }).await;
         assert_eq!(guess.priority(), pb::Priority::Prefetch);
 
         let caller = tokio::spawn({
             let client = client.clone();
             async move { client.ready(&[FLUX]).await }
         });
-        let demand = until("somebody waits", 20, || async { only_flight().await.filter(|flight| flight.waiters == 1) }).await;
-        assert_eq!((demand.flight, demand.priority()), (guess.flight, pb::Priority::Demand), "the same flight, upgraded");
+        let demand =
+            until("somebody waits", 20, || async { only_flight().await.filter(|flight| flight.waiters == 1) }).await;
+        assert_eq!(
+            (demand.flight, demand.priority()),
+            (guess.flight, pb::Priority::Demand),
+            "the same flight, upgraded"
+        );
         origin.heal();
         caller.await.expect("no panic");
         assert_eq!(origin.sent(FLUX), content.bytes());
@@ -294,7 +303,10 @@ async fn the_same_content_under_two_names_is_stored_once() {
         let other = "checkpoints/deep/er/same.safetensors";
         origin.put(FLUX, &content);
         origin.put(other, &content);
-        origin.put_manifest(&[(FLUX, &content, Some(content.blake3()), None), (other, &content, Some(content.blake3()), None)]);
+        origin.put_manifest(&[
+            (FLUX, &content, Some(content.blake3()), None),
+            (other, &content, Some(content.blake3()), None),
+        ]);
         let daemon = Daemon::start(Settings::with_origin(&origin)).await;
         let client = daemon.client().await;
         client.cache.clone().refresh(pb::RefreshRequest::default()).await.expect("the manifest is read");
@@ -333,7 +345,13 @@ async fn names_with_odd_characters_arrive_from_an_http_origin() {
     within(60, async {
         let origin = FaultOrigin::start().await;
         let content = Content::model(14, MIB);
-        let names = ["loras/a b.safetensors", "loras/a+b.safetensors", "loras/50%.safetensors", "loras/#1 ?.safetensors", "loras/été 模型.safetensors"];
+        let names = [
+            "loras/a b.safetensors",
+            "loras/a+b.safetensors",
+            "loras/50%.safetensors",
+            "loras/#1 ?.safetensors",
+            "loras/été 模型.safetensors",
+        ];
         names.iter().for_each(|name| origin.put(name, &content));
         let daemon = Daemon::start(Settings::with_origin(&origin)).await;
         daemon.client().await.ready(&names).await;
@@ -368,7 +386,8 @@ async fn models_are_listed_in_pages_that_miss_nothing() {
             }
         }
         assert_eq!(seen, names);
-        let filter = pb::ModelFilter { contains: "MODEL-01".to_owned(), folder: "loras".to_owned(), ..Default::default() };
+        let filter =
+            pb::ModelFilter { contains: "MODEL-01".to_owned(), folder: "loras".to_owned(), ..Default::default() };
         let request = pb::ListModelsRequest { filter: Some(filter), ..Default::default() };
         let page = client.cache.clone().list_models(request).await.expect("a page").into_inner();
         assert_eq!((page.total, page.models.len()), (10, 10));

@@ -66,7 +66,12 @@ async fn damage_that_left_the_times_alone_is_found_by_verify() {
         file.set_modified(modified).expect("its times can be set");
         drop(file);
         let done = daemon.cli().run(&["verify", "--json"]).await;
-        assert!(done.out.contains("\"pieces_bad\":1") || done.out.contains("\"pieces_bad\": 1"), "{} {}", done.out, done.err);
+        assert!(
+            done.out.contains("\"pieces_bad\":1") || done.out.contains("\"pieces_bad\": 1"),
+            "{} {}",
+            done.out,
+            done.err
+        );
         daemon.client().await.ready(&[FLUX]).await;
         content.assert_is(&daemon.model(FLUX));
         assert_eq!(origin.sent(FLUX), PIECE, "one piece is fetched");
@@ -189,7 +194,8 @@ async fn a_full_disk_is_a_typed_fault_shows_nothing_and_heals() {
         let origin = FaultOrigin::start().await;
         let content = Content::model(503, 80 * MIB);
         origin.put(FLUX, &content);
-        let settings = Settings::with_origin(&origin).store_at(&disk.0.join("store")).set("store", "budget", "\"150 MiB\"");
+        let settings =
+            Settings::with_origin(&origin).store_at(&disk.0.join("store")).set("store", "budget", "\"150 MiB\"");
         let daemon = Daemon::start(settings).await;
         let client = daemon.client().await;
 

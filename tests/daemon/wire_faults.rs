@@ -177,7 +177,8 @@ async fn an_origin_that_refuses_is_told_apart_from_one_that_is_down() {
 async fn an_origin_that_is_gone_is_unavailable_in_bounded_time_and_comes_back() {
     within(60, async {
         let dead = format!("http://127.0.0.1:{}/", crate::rig::free_port());
-        let daemon = Daemon::start(Settings::default().http_origin("gone", &dead).set("fetch", "attempts_max", "3")).await;
+        let daemon =
+            Daemon::start(Settings::default().http_origin("gone", &dead).set("fetch", "attempts_max", "3")).await;
         let client = daemon.client().await;
         let (kind, code, text) = client.ensure(&[FLUX]).await.fault();
         assert_eq!((kind, code), (FaultKind::OriginUnavailable, Code::Unavailable), "{text}");

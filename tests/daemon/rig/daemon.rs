@@ -253,7 +253,11 @@ impl Daemon {
     }
 
     /// Waits until an event fits.
-    pub(crate) async fn until_event<T>(&self, what: &str, pick: impl Fn(&tierd::rpc::pb::Occurrence) -> Option<T>) -> T {
+    pub(crate) async fn until_event<T>(
+        &self,
+        what: &str,
+        pick: impl Fn(&tierd::rpc::pb::Occurrence) -> Option<T>,
+    ) -> T {
         let client = self.client().await;
         until(what, 20, || async { client.events().await.iter().find_map(&pick) }).await
     }

@@ -4,8 +4,8 @@
 #![allow(dead_code, reason = "a rig offers what a test may need next")]
 
 mod claims;
-pub(crate) mod content;
 pub(crate) mod client;
+pub(crate) mod content;
 pub(crate) mod daemon;
 pub(crate) mod http;
 pub(crate) mod origin;
@@ -61,7 +61,8 @@ pub(crate) fn skip(test: &str, why: &str) {
 
 /// The seed of a random test: `TIERD_TEST_SEED`, or a new one. Printed, so that a failure can be repeated.
 pub(crate) fn seed(test: &str) -> u64 {
-    let seed = std::env::var("TIERD_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    let seed =
+        std::env::var("TIERD_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
     println!("{test}: TIERD_TEST_SEED={seed}");
     seed
 }

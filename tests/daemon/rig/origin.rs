@@ -94,6 +94,8 @@ struct State {
     log: Vec<Served>,
     rate: Option<u64>,
     allowance: Option<u64>,
+    /// Connections of an earlier age are cut.
+    age: u64,
     connections: usize,
     connections_peak: usize,
 }
@@ -232,6 +234,12 @@ impl FaultOrigin {
         self.world.moved.notify_waiters();
     }
 
+    /// Cuts every connection, so that nothing of an earlier client is left.
+    pub(crate) fn hang_up(&self) {
+        self.world.state().age += 1;
+        self.world.moved.notify_waiters();
+    }
+
     /// Every request so far.
     pub(crate) fn log(&self) -> Vec<Served> {
         self.world.state().log.clone()
@@ -261,8 +269,10 @@ impl FaultOrigin {
 
     /// Waits until `bytes` of `path` were sent.
     pub(crate) async fn until_sent(&self, path: &str, bytes: u64, seconds: u64) {
-        super::until(&format!("{bytes} bytes of {path} sent"), seconds, || async { (self.sent(path) >= bytes).then_some(()) })
-            .await;
+        super::until(&format!("{bytes} bytes of {path} sent"), seconds, || async {
+            (self.sent(path) >= bytes).then_some(())
+        })
+        .await;
     }
 }
 
@@ -300,6 +310,7 @@ struct Plan {
 
 /// Answers one request. Says whether the connection goes on.
 async fn answer(stream: &mut TcpStream, world: &World, request: &Request) -> io::Result<bool> {
+    let age = world.state().age;
     let plan = plan(world, request);
     if matches!(plan.fault, Some(Fault::Silent)) {
         wait_for_end(stream).await;
@@ -319,7 +330,7 @@ async fn answer(stream: &mut TcpStream, world: &World, request: &Request) -> io:
             // The head promised more than there is.
             part = Bytes::from(vec![0; usize::try_from((end - at).min(256 << 10)).expect("small")]);
         }
-        part = spend(world, part).await;
+        part = spend(world, age, part).await?;
         if let Some(Fault::Corrupt(place)) = plan.fault
             && (at..at + part.len() as u64).contains(&place)
         {
@@ -351,13 +362,16 @@ async fn wait_for_end(stream: &mut TcpStream) {
 }
 
 /// Waits for leave to send, and cuts the part down to it.
-async fn spend(world: &World, mut part: Bytes) -> Bytes {
+async fn spend(world: &World, age: u64, mut part: Bytes) -> io::Result<Bytes> {
     loop {
         let moved = world.moved.notified();
         tokio::pin!(moved);
         moved.as_mut().enable();
         let rate = {
             let mut state = world.state();
+            if state.age != age {
+                return Err(io::Error::other("hung up"));
+            }
             let rate = state.rate;
             match &mut state.allowance {
                 Some(0) => None,
@@ -372,9 +386,9 @@ async fn spend(world: &World, mut part: Bytes) -> Bytes {
         match rate {
             Some(Some(rate)) => {
                 tokio::time::sleep(Duration::from_secs_f64(part.len() as f64 / rate as f64)).await;
-                return part;
+                return Ok(part);
             }
-            Some(None) => return part,
+            Some(None) => return Ok(part),
             None => moved.await,
         }
     }

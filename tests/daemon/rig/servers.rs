@@ -59,7 +59,8 @@ impl Server {
     /// Ends it now.
     pub(crate) fn kill(&mut self) {
         // Asked first: nginx leaves its workers behind when it is killed.
-        let _ = rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::TERM);
+        let _ =
+            rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::TERM);
         for _ in 0..400 {
             if matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
                 return;
@@ -116,7 +117,15 @@ impl Weed {
         let [s3, master, volume, filer] = std::array::from_fn(|_| free_port());
         let [s3_grpc, master_grpc, volume_grpc, filer_grpc] = std::array::from_fn(|_| free_port());
         let mut command = Command::new(weed);
-        command.args(["-logtostderr", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-s3.iam=false"]);
+        command.args([
+            "-logtostderr",
+            "server",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-filer",
+            "-s3",
+            "-s3.iam=false",
+        ]);
         command.args(["-s3.port.iceberg=0", "-s3.port.lance=0"]);
         command.arg(format!("-dir={}", dir.path().join("data").display()));
         command.arg(format!("-s3.config={}", dir.path().join("s3.json").display()));
