@@ -128,7 +128,9 @@ impl Kind {
                     .map_err(|_| self.misfit(format!("{bytes} is negative"))),
                 _ => {
                     let text = self.text(value)?;
-                    text.parse().map(Typed::Share).map_err(|_| self.misfit(format!("{} is not understood", shown(text))))
+                    text.parse()
+                        .map(Typed::Share)
+                        .map_err(|_| self.misfit(format!("{} is not understood", shown(text))))
                 }
             },
             Self::Text | Self::Path | Self::SecretFile | Self::SecretEnv | Self::Url | Self::Filter => {
@@ -147,7 +149,8 @@ impl Kind {
             }
             Self::Time(min, max) => {
                 let text = self.text(value)?;
-                let time = parse_duration(text).map_err(|_| self.misfit(format!("{} is not understood", shown(text))))?;
+                let time =
+                    parse_duration(text).map_err(|_| self.misfit(format!("{} is not understood", shown(text))))?;
                 if time < Duration::from_millis(min) || time > Duration::from_millis(max) {
                     return Err(self.misfit(format!("{} is out of range", shown(text))));
                 }
