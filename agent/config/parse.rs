@@ -53,6 +53,7 @@ fn store(raw: &Raw, reader: &mut Reader<'_>) -> StoreConfig {
     store.models = reader.path(table, "models").unwrap_or(store.models);
     store.budget = share(some, "budget").unwrap_or(store.budget);
     store.keep_free = share(some, "keep_free").unwrap_or(store.keep_free);
+    store.scrub_interval = time(some, "scrub_interval").or(store.scrub_interval);
     store.file_mode = mode(some, "file_mode").unwrap_or(store.file_mode);
     store.dir_mode = mode(some, "dir_mode").unwrap_or(store.dir_mode);
     if words(some, "direct_io").as_deref() == Some("off") {

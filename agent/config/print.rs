@@ -16,6 +16,9 @@ impl fmt::Display for Config {
         put(f, "models", &store.models.display())?;
         put(f, "budget", &exact_share(store.budget))?;
         put(f, "keep_free", &exact_share(store.keep_free))?;
+        if let Some(interval) = store.scrub_interval {
+            put(f, "scrub_interval", &exact_duration(interval))?;
+        }
         put(f, "direct_io", if store.direct_io == DirectIo::Auto { &"auto" } else { &"off" })?;
         put(f, "file_mode", &format!("{:04o}", store.file_mode))?;
         put(f, "dir_mode", &format!("{:04o}", store.dir_mode))?;

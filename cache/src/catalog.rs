@@ -118,10 +118,9 @@ fn elsewhere(snapshot: &OriginSnapshot, model: &ManifestModel, by_path: &HashMap
         "" => name.to_owned(),
         prefix => format!("{prefix}/{name}"),
     };
-    let named = below(model.name.as_str());
-    let unlisted = snapshot.listed.is_empty() && !by_path.contains_key(named.as_str());
+    let own_name = || below(model.name.as_str());
     let paths: Vec<String> = match model.sources.as_slice() {
-        [] if unlisted => vec![named],
+        [] if snapshot.listed.is_empty() && !by_path.contains_key(own_name().as_str()) => vec![own_name()],
         sources => sources.iter().map(|path| below(path)).collect(),
     };
     let known = |path: String| match by_path.get(path.as_str()) {

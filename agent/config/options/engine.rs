@@ -8,7 +8,7 @@ use super::{DAY, Kind, MIB, SECOND, Spec, option};
 const LIST_MAX: u64 = 1_000_000;
 
 /// The options.
-pub(super) const OPTIONS: [Spec; 20] = [
+pub(super) const OPTIONS: [Spec; 21] = [
     option(
         Store,
         "path",
@@ -42,6 +42,14 @@ pub(super) const OPTIONS: [Spec; 20] = [
         Is("\"5%\""),
         "\"20 GiB\"",
         "Bytes of the file system that always stay free, whoever uses the rest. ext4 and xfs slow down when they are nearly full.",
+    ),
+    option(
+        Store,
+        "scrub_interval",
+        Kind::Time(3600 * SECOND, 3660 * DAY),
+        Is("\"7d\""),
+        "\"30d\"",
+        "How long stored bytes are believed before they are read again, slowly, while the node is idle. Bit rot is rare, and a terabyte takes three hours.",
     ),
     option(
         Store,

@@ -15,6 +15,10 @@ use crate::ids::{BlobId, FlightId, ModelKey, OriginName, Sha256Digest};
 use crate::metrics;
 use crate::piece::Cv;
 use crate::store::{self, Inspection, Partial, Store, StoreError, StoredLink};
+use crate::units::MIB;
+
+/// How fast stored bytes are read again while idle: a week's worth is 60 TB, and no reader of an NVMe disk notices.
+const PATROL_BYTES_PER_SECOND: u64 = 100 * MIB;
 
 impl Engine {
     /// Starts one effect.
@@ -26,6 +30,10 @@ impl Engine {
                 });
             }
             Effect::Scrub(blob) => self.scrub(blob),
+            Effect::Patrol(blob) => self.on_disk(move |store, halt| {
+                let bad = store.patrol(blob, halt, PATROL_BYTES_PER_SECOND).map_err(Fault::from);
+                Done::Event(Event::Scrubbed { blob, bad })
+            }),
             Effect::Bless(blob) => {
                 let store = self.store.clone();
                 self.in_background(move || store.bless(blob));
@@ -160,8 +168,9 @@ impl Engine {
     }
 
     fn locate(&self, model: ModelKey) {
-        let (origins, done) = (self.origins.clone(), self.done.clone());
+        let (origins, done, permits) = (self.origins.clone(), self.done.clone(), self.locates.clone());
         tokio::spawn(async move {
+            let Ok(_permit) = permits.acquire_owned().await else { return };
             let result = sources::locate(&origins, &model).await;
             let _ = done.send(Done::Located(model, result)).await;
         });

@@ -19,8 +19,10 @@ pub(crate) struct Chronicle {
 }
 
 impl Chronicle {
-    /// Takes up where the store's record ends.
-    pub(crate) fn new(past: Vec<Occurrence>, next: u64, max: usize) -> Self {
+    /// Takes up where the store's record ends, `unwritten` numbers further on: so many may have been told before a crash and
+    /// never written down, and a number must not be given twice, or a watcher that resumes misses what has it now.
+    pub(crate) fn new(past: Vec<Occurrence>, next: u64, unwritten: u64, max: usize) -> Self {
+        let next = if past.is_empty() { next } else { next + unwritten };
         Self { past: past.into(), max, next, live: broadcast::channel(WATCH_MAX).0 }
     }
 
@@ -53,7 +55,7 @@ mod tests {
     use super::*;
 
     fn filled(max: usize, count: u64) -> Chronicle {
-        let mut chronicle = Chronicle::new(Vec::new(), 1, max);
+        let mut chronicle = Chronicle::new(Vec::new(), 1, 0, max);
         for n in 0..count {
             chronicle.record(What::Started { blobs: n, bytes: 0 }, Wall(n));
         }

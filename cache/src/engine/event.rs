@@ -234,6 +234,8 @@ pub enum Effect {
     },
     /// Read a blob and compare; answer with [`Event::Scrubbed`].
     Scrub(BlobId),
+    /// Read a blob slowly and compare, because it is its turn; answer with [`Event::Scrubbed`].
+    Patrol(BlobId),
     /// Note that a touched blob turned out to be whole.
     Bless(BlobId),
     /// Take a damaged blob's names away, keep its good pieces; answer with [`Event::Withdrawn`].

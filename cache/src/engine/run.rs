@@ -21,7 +21,7 @@ use crate::engine::fetch::Lines;
 use crate::engine::gauges::GAUGES_INTERVAL;
 use crate::engine::handle::{COMMANDS_MAX, Command, EngineHandle, Verified};
 use crate::engine::pace::Pace;
-use crate::engine::scribe::Scribe;
+use crate::engine::scribe::{NOTES_MAX, Scribe};
 use crate::engine::sources::Sources;
 use crate::engine::state::{State, StateConfig};
 use crate::engine::view::{EvictReport, OriginState, What};
@@ -41,8 +41,13 @@ const BEAT: Duration = Duration::from_millis(50);
 pub(crate) const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the file system is asked for its free space while idle. While something is fetched, at every sync.
 const SPACE_INTERVAL: Duration = Duration::from_secs(30);
+/// Oldest knowledge of the free space by which a new set may be refused: one system call, but not one for each of a thousand hits.
+pub(crate) const SPACE_AGE_MAX: Duration = Duration::from_millis(100);
 /// Blobs that are read for verification at once: one stream fills most disks, two hide the hashing.
 const SCRUBS_MAX: usize = 2;
+
+/// Models that origins are asked for at once: a set of a thousand unknown names must not become a thousand requests.
+const LOCATES_MAX: usize = 16;
 
 /// What work reports to the loop.
 #[derive(Debug)]
@@ -96,6 +101,7 @@ pub(crate) struct Engine {
     pub(crate) evicting: Vec<Evicting>,
     pub(crate) verifying: HashMap<BlobId, Vec<(ModelKey, u64, mpsc::Sender<Verified>)>>,
     pub(crate) scrubs: Arc<Semaphore>,
+    pub(crate) locates: Arc<Semaphore>,
     /// Set once: long reads of the disk stop soon after.
     pub(crate) halt: Arc<AtomicBool>,
     pub(crate) refresh_interval: Duration,
@@ -139,6 +145,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         limits: config.limits.clone(),
         budget: config.store.budget,
         keep_free: config.store.keep_free,
+        scrub_interval: config.store.scrub_interval,
         origins: config.origins.iter().map(|origin| (origin.name.clone(), origin.connections_max)).collect(),
         models: config.store.models.clone(),
         seed: clock.wall().0,
@@ -158,12 +165,13 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         origin_states: HashMap::new(),
         done,
         callers: Callers::default(),
-        chronicle: Chronicle::new(inventory.events, inventory.next_seq, events_max),
+        chronicle: Chronicle::new(inventory.events, inventory.next_seq, NOTES_MAX as u64, events_max),
         open: HashMap::new(),
         running: HashMap::new(),
         evicting: Vec::new(),
         verifying: HashMap::new(),
         scrubs: Arc::new(Semaphore::new(SCRUBS_MAX)),
+        locates: Arc::new(Semaphore::new(LOCATES_MAX)),
         halt: Arc::new(AtomicBool::new(false)),
         refresh_interval: config.refresh_interval,
         joined: HashSet::new(),
@@ -181,8 +189,9 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         store,
         clock,
     };
-    engine.recall_catalog();
+    // First of all: until the limit is known, everything found on the disk is too much of it.
     engine.measure_space();
+    engine.recall_catalog();
     let bytes = inventory.blobs.iter().map(|blob| blob.bytes).sum();
     engine.record(What::Started { blobs: inventory.blobs.len() as u64, bytes });
     engine.refresh(None, None);

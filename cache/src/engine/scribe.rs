@@ -13,7 +13,7 @@ use crate::ids::{BlobId, LeaseId};
 use crate::store::Store;
 
 /// Notes that may wait for the disk. More than this means that the disk hangs: uses and occurrences are dropped then.
-const NOTES_MAX: usize = 16_384;
+pub(crate) const NOTES_MAX: usize = 16_384;
 /// How long uses are gathered: a model used a hundred times in this time is written once.
 const USES_INTERVAL: Duration = Duration::from_secs(5);
 

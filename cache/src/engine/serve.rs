@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::catalog::OriginSnapshot;
 use crate::engine::event::Event;
 use crate::engine::handle::{Command, Verified};
-use crate::engine::run::{Done, Engine, Evicting};
+use crate::engine::run::{Done, Engine, Evicting, SPACE_AGE_MAX};
 use crate::engine::scribe::Note;
 use crate::engine::view::{
     EnsureRequest, EnsureUpdate, ImportOutcome, ImportedFile, NodeView, OriginState, OriginView, What,
@@ -29,6 +29,10 @@ impl Engine {
         let now = self.clock.now();
         match command {
             Command::Ensure(request, reply) => {
+                // Who just made room on the disk must not be refused for how full it was before.
+                if now.since(self.spaced) >= SPACE_AGE_MAX {
+                    self.measure_space();
+                }
                 let _ = reply.send(Ok(self.ensure(request)));
             }
             Command::Flight(flight, reply) => {

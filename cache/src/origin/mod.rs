@@ -237,6 +237,9 @@ impl Origin {
                     return found(bytes, answer.headers());
                 }
             }
+            // Answers to HEAD have no body, and S3 says only there whether it is the key, the signature or the bucket.
+            Err(OriginError::NotFound { .. } | OriginError::Denied { .. })
+                if matches!(self.0.kind, Kind::S3 { .. }) => {}
             Err(OriginError::NotFound { .. }) => return Ok(None),
             Err(OriginError::Refused { status: 405 | 501, .. }) => {}
             Err(error) => return Err(error),

@@ -143,7 +143,8 @@ impl Store {
     ) -> Result<Vec<Cv>, StoreError> {
         let reader = Reader::open(path, self.direct)?;
         let pieces: Vec<u32> = (0..layout.pieces()).collect();
-        let hashed = Pass { reader: &reader, path, layout, stop, progress, past_cache: false, tap }.hash(&pieces)?;
+        let hashed =
+            Pass { reader: &reader, path, layout, stop, progress, past_cache: false, tap, pace: None }.hash(&pieces)?;
         let reason = "it got shorter while it was being read";
         let short = StoreError::NotImportable { path: path.to_owned(), reason };
         hashed.into_iter().collect::<Option<Vec<Cv>>>().ok_or(short)

@@ -102,7 +102,7 @@ impl Store {
         let reader = Reader::open(&data, self.direct)?;
         let progress = AtomicU64::new(0);
         let (path, past_cache) = (&*data, true);
-        let pass = Pass { reader: &reader, path, layout, stop, progress: &progress, past_cache, tap: None };
+        let pass = Pass { reader: &reader, path, layout, stop, progress: &progress, past_cache, tap: None, pace: None };
         let hashed = pass.hash(&pieces)?;
         let mut journal = Journal::reopen(self.paths.journal(name), &told)?;
         let mut finished = Vec::new();

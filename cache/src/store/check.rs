@@ -78,13 +78,32 @@ impl Store {
     /// [`StoreError::UnknownBlob`]; [`StoreError::Stopped`] once `stop` is set; [`StoreError::Io`] if the file cannot be
     /// read at all (a bad sector is a bad piece).
     pub fn scrub(&self, blob: BlobId, stop: &AtomicBool, progress: &AtomicU64) -> Result<Vec<u32>, StoreError> {
+        self.compare(blob, stop, progress, None)
+    }
+
+    /// The same, one piece after another and at most `bytes_per_second` fast, so that nobody who reads from the disk notices.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::scrub`].
+    pub fn patrol(&self, blob: BlobId, stop: &AtomicBool, bytes_per_second: u64) -> Result<Vec<u32>, StoreError> {
+        self.compare(blob, stop, &AtomicU64::new(0), Some(bytes_per_second))
+    }
+
+    fn compare(
+        &self,
+        blob: BlobId,
+        stop: &AtomicBool,
+        progress: &AtomicU64,
+        pace: Option<u64>,
+    ) -> Result<Vec<u32>, StoreError> {
         let record = self.blob_record(blob)?;
         let layout = Layout::with_pieces_of(record.bytes, self.piece_bytes);
         let all: Vec<u32> = (0..layout.pieces()).collect();
         let path = self.paths.blob(blob);
         let Some(found) = disk::look(&path)? else { return Ok(all) };
         let reader = Reader::open(&path, self.direct)?;
-        let pass = Pass { reader: &reader, path: &path, layout, stop, progress, past_cache: true, tap: None };
+        let pass = Pass { reader: &reader, path: &path, layout, stop, progress, past_cache: true, tap: None, pace };
         let hashed = pass.hash(&all)?;
         let mut bad = match Sidecar::read(&self.paths, blob, self.piece_bytes) {
             Some(sidecar) => differing(&hashed, &sidecar.cvs),
@@ -123,7 +142,7 @@ impl Store {
         let file = &*partial.file;
         let reader = Reader::open(&file.path, self.direct)?;
         let (path, layout, progress) = (&*file.path, file.layout, &AtomicU64::new(0));
-        Pass { reader: &reader, path, layout, stop, progress, past_cache: true, tap: None }.sha256()
+        Pass { reader: &reader, path, layout, stop, progress, past_cache: true, tap: None, pace: None }.sha256()
     }
 
     /// Checks the structure of a partial that will be `name`, if its extension says that it is a safetensors file: the header

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use memmap2::MmapMut;
 use sha2::{Digest, Sha256};
@@ -93,6 +94,8 @@ pub(super) struct Pass<'a> {
     /// Whether pages must come from the disk and not stay in memory.
     pub(super) past_cache: bool,
     pub(super) tap: Option<Tap<'a>>,
+    /// Most bytes a second; one thread reads then.
+    pub(super) pace: Option<u64>,
 }
 
 impl Pass<'_> {
@@ -110,7 +113,7 @@ impl Pass<'_> {
             loop {
                 let at = next.fetch_add(1, Relaxed) as usize;
                 let Some(&piece) = pieces.get(at) else { break };
-                match self.hash_one(piece, &mut memory) {
+                match self.hash_one(piece, &mut memory).inspect(|_| self.rest(piece)) {
                     Ok(cv) => results.lock().unwrap_or_else(PoisonError::into_inner)[at] = cv,
                     Err(error) => {
                         next.store(u32::MAX / 2, Relaxed);
@@ -119,7 +122,8 @@ impl Pass<'_> {
                 }
             }
         };
-        let threads = THREADS.min(u32::try_from(pieces.len()).unwrap_or(THREADS));
+        let most = if self.pace.is_some() { 1 } else { THREADS };
+        let threads = most.min(u32::try_from(pieces.len()).unwrap_or(most));
         std::thread::scope(|scope| {
             for _ in 1..threads {
                 scope.spawn(work);
@@ -130,6 +134,13 @@ impl Pass<'_> {
             Some(error) => Err(error),
             None => Ok(results.into_inner().unwrap_or_else(PoisonError::into_inner)),
         }
+    }
+
+    /// Waits after a piece so that the pace is kept.
+    fn rest(&self, piece: u32) {
+        let Some(pace) = self.pace else { return };
+        let range = self.layout.range(piece);
+        std::thread::sleep(Duration::from_secs_f64((range.end - range.start) as f64 / pace.max(1) as f64));
     }
 
     fn hash_one(&self, piece: u32, memory: &mut MmapMut) -> Result<Option<Cv>, StoreError> {

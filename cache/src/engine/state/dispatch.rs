@@ -19,7 +19,6 @@ pub(crate) struct Request {
     pub(crate) source: Source,
     /// Pieces that it still owes.
     pub(crate) left: BTreeSet<u32>,
-    pub(crate) whole: bool,
     pub(crate) priority: Priority,
     pub(crate) aborting: bool,
 }
@@ -66,8 +65,9 @@ impl State {
             let Some(first) = flight.pending.first().copied() else { return };
             let Some((lane, source)) = self.open_lane(flight, starved, now) else { return };
             let whole = self.lanes[lane].ignores_ranges;
-            if whole && flight.requests.iter().any(|request| self.requests.get(request).is_some_and(|r| r.whole)) {
-                // One stream carries the whole object; a second one would carry it again.
+            if whole && !flight.requests.is_empty() {
+                // One stream carries the whole object. It starts once every ranged request has had its answer, or it would
+                // leave out pieces that another stream would have to carry from the beginning.
                 return;
             }
             let pieces: BTreeSet<u32> = if whole { flight.pending.clone() } else { BTreeSet::from([first]) };
@@ -117,7 +117,7 @@ impl State {
             skip,
             priority,
         }));
-        self.requests.insert(request, Request { flight: id, source, left: pieces, whole, priority, aborting: false });
+        self.requests.insert(request, Request { flight: id, source, left: pieces, priority, aborting: false });
     }
 
     /// Demand waits for connections that prefetches hold: they give them up at once. Their pieces wait for a quiet moment.

@@ -21,6 +21,8 @@ pub(crate) struct Flight {
     /// The names that the blob gets.
     pub(crate) models: BTreeMap<ModelKey, Option<Source>>,
     pub(crate) digest: Option<BlobId>,
+    /// Whether that digest is what we computed at first use, not what an origin promised.
+    pub(crate) vouched: bool,
     pub(crate) sha256: Option<Sha256Digest>,
     /// Where it can be had, the preferred first. Pieces of several sources mix only if a digest proves them equal.
     pub(crate) sources: Vec<Source>,
@@ -146,7 +148,8 @@ impl State {
         let Some(entry) = self.catalog.get(model) else {
             return Err(Fault::unknown_model(model, "it left its origin"));
         };
-        let (digest, sha256) = (entry.blake3, entry.sha256);
+        let sha256 = entry.sha256;
+        let (digest, vouched) = self.expected(model, entry);
         let (bytes, sources) = (entry.bytes, entry.sources.clone());
         let Some(first) = sources.first() else {
             return Err(Fault::unknown_model(model, "no origin has it"));
@@ -176,6 +179,7 @@ impl State {
             layout,
             models: BTreeMap::from([(model.clone(), source)]),
             digest,
+            vouched,
             sha256,
             sources,
             priority,
@@ -230,8 +234,8 @@ impl State {
                         flight: id,
                         blob,
                         cvs: flight.cvs.iter().flatten().copied().collect(),
-                        promised: flight.digest.is_some(),
-                        sha256: flight.sha256.filter(|_| flight.digest.is_none()),
+                        promised: flight.digest.is_some() && !flight.vouched,
+                        sha256: flight.sha256.filter(|_| flight.digest.is_none() || flight.vouched),
                         links: flight.models.iter().map(link).collect(),
                     });
                 }
@@ -311,6 +315,10 @@ impl State {
         if flight.suspect.is_some() {
             let model = flight.models.keys().next().cloned();
             let Some(model) = model else { return };
+            // If our own digest is what the origin contradicts, the next ensure starts from what the origin says.
+            for model in flight.models.keys() {
+                self.vouched.remove(model);
+            }
             let fault = Fault::Corrupt { model, origin, expected, actual };
             self.end_flight(id, &fault, Keep::Nothing, now);
             return;

@@ -7,6 +7,7 @@
 //! | `flight` | flights: from room, to pieces, to a whole blob |
 //! | `dispatch` | which piece is fetched next, from where |
 //! | `room` | the disk budget: admission, reservation, eviction |
+//! | `patrol` | which stored blob is read again while nothing else happens |
 //! | `stored` | what is on the disk: names, leases, damage |
 //! | `restart` | flights whose source changed or failed; files that are let go |
 //! | `look` | read-only views for the outside |
@@ -17,6 +18,7 @@ mod dispatch;
 mod ensure;
 mod flight;
 mod look;
+mod patrol;
 mod restart;
 mod room;
 mod stored;
@@ -26,6 +28,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::budget::Budget;
 use crate::catalog::Catalog;
@@ -58,6 +61,8 @@ pub struct StateConfig {
     pub keep_free: Share,
     /// Origins in order of preference, with the most connections of each.
     pub origins: Vec<(OriginName, u32)>,
+    /// How long stored bytes are believed before they are read again while idle; `None` for ever.
+    pub scrub_interval: Option<Duration>,
     /// Where models appear.
     pub models: PathBuf,
     /// Seed of the back-off's jitter.
@@ -75,6 +80,8 @@ pub(crate) struct Blob {
     /// Callers and scrubs that need it to stay.
     pub(crate) holds: u32,
     pub(crate) fate: Fate,
+    /// When its bytes are read again although nothing happened to it.
+    pub(crate) patrol_due: Tick,
 }
 
 /// What is being done to a stored blob.
@@ -116,6 +123,8 @@ pub struct State {
     nameless: BTreeSet<BlobId>,
     /// Unfinished blobs that no flight has open, oldest first.
     partials: BTreeMap<PartialName, (u64, Tick)>,
+    /// Names of withdrawn blobs: while their source is unchanged, the digest that was computed at first use still holds.
+    vouched: BTreeMap<ModelKey, StoredLink>,
     /// Unfinished blobs that are being deleted.
     discarding: BTreeMap<PartialName, u64>,
     flights: BTreeMap<FlightId, Flight>,
@@ -126,6 +135,10 @@ pub struct State {
     requests: BTreeMap<RequestId, dispatch::Request>,
     policy: Box<dyn EvictionPolicy>,
     disk_jobs: usize,
+    /// The blob that is being read because it was its turn.
+    patrolled: Option<BlobId>,
+    /// Since when nobody has wanted anything.
+    idle_since: Tick,
     /// How often a caller or a flight let go of something that another may have waited for.
     let_go: u64,
     /// When everything that could move last did.
@@ -175,6 +188,7 @@ impl State {
             links: BTreeMap::new(),
             nameless: BTreeSet::new(),
             partials: BTreeMap::new(),
+            vouched: BTreeMap::new(),
             discarding: BTreeMap::new(),
             flights: BTreeMap::new(),
             ended: BTreeMap::new(),
@@ -184,6 +198,8 @@ impl State {
             requests: BTreeMap::new(),
             policy,
             disk_jobs: 0,
+            patrolled: None,
+            idle_since: now,
             let_go: 0,
             settled: now,
             next_flight: 1,
@@ -221,7 +237,10 @@ impl State {
             Event::Adopted { link, bytes, reserved } => self.adopted(link, bytes, reserved, now),
             Event::Space { total, free } => self.space(total, free, now),
             Event::Sample { origin, bytes } => self.sample(&origin, bytes, now),
-            Event::Tick => self.expire_leases(now),
+            Event::Tick => {
+                self.expire_leases(now);
+                self.patrol(now);
+            }
         }
         self.settle(now);
         std::mem::take(&mut self.out)
@@ -241,6 +260,9 @@ impl State {
             }
         }
         self.dispatch(now);
+        if !self.flights.is_empty() || !self.ensures.is_empty() {
+            self.idle_since = now;
+        }
         self.settled = now;
         debug_assert_eq!(self.check(), Vec::<String>::new());
     }
@@ -249,6 +271,6 @@ impl State {
     #[must_use]
     pub fn next_wake(&self) -> Option<Tick> {
         let leases = self.leases.values().map(|lease| lease.ends);
-        leases.chain(self.next_retry()).min()
+        leases.chain(self.next_retry()).chain(self.next_patrol()).min()
     }
 }

@@ -53,6 +53,7 @@ impl State {
                     *source = Some(found.source.clone());
                 }
                 flight.digest = found.blake3;
+                flight.vouched = false;
                 flight.sha256 = found.sha256;
                 flight.layout = Layout::new(found.source.bytes);
                 flight.cvs = vec![None; flight.layout.pieces() as usize];

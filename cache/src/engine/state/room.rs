@@ -29,7 +29,8 @@ impl State {
         for model in missing {
             let Some(entry) = self.catalog.get(model) else { continue };
             let Some(first) = entry.sources.first() else { continue };
-            let name = entry.blake3.map_or_else(|| PartialName::of_source(first), PartialName::of_blob);
+            let (digest, _) = self.expected(model, entry);
+            let name = digest.map_or_else(|| PartialName::of_source(first), PartialName::of_blob);
             let flying = self.flights.values().any(|flight| flight.name == name && !flight.is_ending());
             if names.insert(name) && !flying && !self.partials.contains_key(&name) {
                 needed += entry.bytes;

@@ -45,6 +45,7 @@ impl State {
                 models: BTreeSet::new(),
                 holds: 0,
                 fate: Fate::Kept,
+                patrol_due: self.patrol_spread(found.blob, now),
             };
             self.blobs.insert(found.blob, blob);
             self.disk.found(found.bytes);
@@ -93,6 +94,7 @@ impl State {
     /// A name stands for a blob from now on, and for no other.
     pub(super) fn name(&mut self, link: StoredLink, now: Tick) {
         let (model, blob) = (link.model.clone(), link.blob);
+        self.vouched.remove(&model);
         let before = self.links.insert(model.clone(), link);
         if let Some(before) = before.filter(|before| before.blob != blob)
             && let Some(old) = self.blobs.get_mut(&before.blob)
@@ -177,8 +179,16 @@ impl State {
         sha256: Option<crate::ids::Sha256Digest>,
         now: Tick,
     ) {
-        let stored =
-            Blob { bytes, trust, sha256, last_used: self.wall, models: BTreeSet::new(), holds: 0, fate: Fate::Kept };
+        let stored = Blob {
+            bytes,
+            trust,
+            sha256,
+            last_used: self.wall,
+            models: BTreeSet::new(),
+            holds: 0,
+            fate: Fate::Kept,
+            patrol_due: self.patrol_after(now),
+        };
         self.blobs.insert(blob, stored);
         self.policy.inserted(blob, bytes, now);
     }
@@ -220,10 +230,19 @@ impl State {
     }
 
     pub(super) fn scrubbed(&mut self, blob: BlobId, bad: Result<Vec<u32>, Fault>, now: Tick) {
+        let patrolled = self.patrolled.take_if(|patrolled| *patrolled == blob).is_some();
+        let due = self.patrol_after(now);
         let Some(stored) = self.blobs.get_mut(&blob) else { return };
-        stored.fate = Fate::Kept;
+        stored.patrol_due = due;
+        match stored.fate {
+            Fate::Scrubbing => stored.fate = Fate::Kept,
+            // A patrol finds only what nobody has found yet.
+            Fate::Kept if patrolled => {}
+            Fate::Kept | Fate::Withdrawing | Fate::Removing => return,
+        }
         let waiting = Step::Scrubbing(blob);
         match bad {
+            Ok(bad) if bad.is_empty() && patrolled => {}
             Ok(bad) if bad.is_empty() => {
                 self.out.push(Effect::Bless(blob));
                 self.whole(blob, &waiting, now);
@@ -247,6 +266,8 @@ impl State {
         let waiting = Step::Scrubbing(blob);
         match result {
             Ok(name) => {
+                let links = self.links.iter().filter(|(_, link)| link.blob == blob && link.source.is_some());
+                self.vouched.extend(links.map(|(model, link)| (model.clone(), link.clone())).collect::<Vec<_>>());
                 let Some(stored) = self.forget(blob) else { return };
                 self.partials.insert(name, (stored.bytes, now));
                 self.each_want(|want| want.hold == Some(blob), &Step::Missing);
@@ -260,6 +281,17 @@ impl State {
             }
         }
         self.drop_holds(blob);
+    }
+
+    /// The digest that a model's content must have, and whether it is our own of first use instead of an origin's promise:
+    /// a withdrawn blob whose source has not changed keeps its good pieces.
+    pub(super) fn expected(&self, model: &ModelKey, entry: &Entry) -> (Option<BlobId>, bool) {
+        let unchanged = |link: &&StoredLink| link.source.as_ref() == entry.sources.first();
+        match (entry.blake3, self.vouched.get(model).filter(unchanged)) {
+            (Some(digest), _) => (Some(digest), false),
+            (None, Some(link)) => (Some(link.blob), true),
+            (None, None) => (None, false),
+        }
     }
 
     /// Fetches the bad pieces again under every name that the blob had, if an origin still has that content.

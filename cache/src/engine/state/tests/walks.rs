@@ -1,1 +1,141 @@
 //! Claims about single walks that a random run would seldom meet.
+
+use std::time::Duration;
+
+use super::world::{Step, World};
+use crate::engine::event::{Broken, Event, RequestId};
+use crate::engine::view::Priority;
+use crate::piece::Cv;
+
+/// A world whose caller wants models, with everything done but the requests.
+fn flying(models: &[u8], demand: bool) -> World {
+    let mut world = World::new(7);
+    world.ensure(models, demand, false);
+    world.work_all();
+    world
+}
+
+fn requests(world: &World) -> Vec<RequestId> {
+    world.requests.keys().copied().collect()
+}
+
+#[test]
+fn many_callers_share_one_fetch() {
+    let mut world = World::new(7);
+    for _ in 0..32 {
+        world.ensure(&[3], true, false);
+    }
+    world.work_all();
+    assert_eq!(world.state.flights(world.now).len(), 1);
+    assert_eq!(world.state.flights(world.now)[0].waiters, 32);
+    world.run_to_the_end();
+    assert_eq!(world.log.iter().filter(|line| line.contains("-> Fetch(")).count(), 2, "two pieces, fetched once each");
+    assert_eq!(world.log.iter().filter(|line| line.contains("-> TellReady")).count(), 32);
+}
+
+#[test]
+fn demand_takes_the_connections_of_a_prefetch_and_the_prefetch_goes_on_later() {
+    let mut world = flying(&[5, 2], false);
+    let prefetching = requests(&world).len();
+    assert!(prefetching > 0);
+    world.ensure(&[3], true, false);
+    world.work_all();
+    let of = |world: &World, priority: Priority| {
+        world.requests.values().filter(|(fetch, _)| fetch.priority == priority).count()
+    };
+    assert_eq!(of(&world, Priority::Demand), 2, "both pieces that are wanted are on their way");
+    world.run_to_the_end();
+    assert_eq!(world.log.iter().filter(|line| line.contains("-> TellReady")).count(), 2);
+}
+
+#[test]
+fn a_prefetch_that_somebody_asks_for_becomes_demand() {
+    let mut world = flying(&[3], false);
+    assert_eq!(world.state.flights(world.now)[0].priority, Priority::Prefetch);
+    world.ensure(&[3], true, false);
+    world.work_all();
+    assert_eq!(world.state.flights(world.now)[0].priority, Priority::Demand);
+    assert_eq!(world.state.flights(world.now).len(), 1);
+}
+
+#[test]
+fn an_origin_that_ignores_ranges_is_read_by_one_stream() {
+    let mut world = flying(&[4], true);
+    assert_eq!(requests(&world).len(), 2, "two pieces by two requests");
+    for request in requests(&world) {
+        world.end(request, Err(Broken::RangeIgnored));
+    }
+    let whole: Vec<_> = world.requests.values().filter(|(fetch, _)| fetch.whole).collect();
+    assert_eq!(whole.len(), 1);
+    assert_eq!(whole[0].1.len(), 2, "it owes every piece");
+    world.run_to_the_end();
+    assert!(world.says("-> TellReady"));
+}
+
+#[test]
+fn bytes_that_never_match_are_refused_after_a_second_try_and_nothing_of_them_is_kept() {
+    let mut world = flying(&[3], true);
+    let mut tries = 0;
+    while let Some(request) = requests(&world).first().copied() {
+        let (fetch, owed) = world.requests[&request].clone();
+        world.requests.get_mut(&request).expect("under way").1.clear();
+        for piece in owed {
+            tries += 1;
+            let cv = Cv([9; 32]);
+            world.apply(Event::PieceDone { flight: fetch.flight, request, piece, cv });
+        }
+        world.end(request, Ok(()));
+    }
+    assert_eq!(tries, 4, "two pieces, twice");
+    assert!(world.says("TellFailed") && world.says("Corrupt"));
+    world.work_all();
+    let disk = world.state.disk("");
+    assert_eq!((disk.used, disk.reserved), (0, 0));
+}
+
+#[test]
+fn a_set_that_cannot_fit_is_refused_with_numbers_before_the_first_byte() {
+    let mut world = World::new(7);
+    world.step(Step::Space(10));
+    world.ensure(&[7, 6], true, false);
+    world.work_all();
+    assert!(world.requests.is_empty() && world.state.flights(world.now).is_empty());
+    assert!(world.says("NoRoom { needed: 47185920, free: 10485760, evictable: 0 }"), "{:#?}", world.log);
+}
+
+#[test]
+fn a_throttling_origin_is_left_alone_for_as_long_as_it_asks() {
+    let mut world = flying(&[3], true);
+    let asked: Vec<String> = world.requests.values().map(|(fetch, _)| fetch.source.origin.to_string()).collect();
+    assert!(asked.iter().all(|origin| origin == "near"));
+    let wait = Duration::from_secs(7);
+    for request in requests(&world) {
+        world.end(request, Err(Broken::Throttled { status: 503, retry_after: Some(wait) }));
+    }
+    assert!(world.requests.is_empty(), "its pieces wait as well");
+    let end = world.now.after(wait);
+    assert_eq!(world.state.next_wake(), Some(end));
+    world.now = end;
+    world.apply(Event::Tick);
+    assert!(!world.requests.is_empty());
+}
+
+#[test]
+fn an_origin_that_keeps_failing_gives_way_to_the_next() {
+    let mut world = flying(&[0], true);
+    for _ in 0..200 {
+        let Some(request) = requests(&world).first().copied() else {
+            let wake = world.state.next_wake().expect("a back-off ends");
+            world.now = world.now.max(wake);
+            world.apply(Event::Tick);
+            continue;
+        };
+        if &*world.requests[&request].0.source.origin.0 == "far" {
+            world.run_to_the_end();
+            assert!(world.says("-> TellReady"));
+            return;
+        }
+        world.end(request, Err(Broken::Transient { detail: "reset".to_owned(), status: None }));
+    }
+    panic!("the second origin was never asked");
+}

@@ -70,8 +70,8 @@ struct Unfinished {
 }
 
 pub(super) struct World {
-    state: State,
-    now: Tick,
+    pub(super) state: State,
+    pub(super) now: Tick,
     rng: fastrand::Rng,
     /// Version of each model's content at the origin.
     versions: [u32; MODELS as usize],
@@ -81,7 +81,7 @@ pub(super) struct World {
     leases: BTreeMap<LeaseId, LeaseView>,
     /// Work that was asked for and not done.
     todo: Vec<Effect>,
-    requests: BTreeMap<RequestId, (Fetch, BTreeSet<u32>)>,
+    pub(super) requests: BTreeMap<RequestId, (Fetch, BTreeSet<u32>)>,
     callers: BTreeMap<EnsureId, Caller>,
     next_ensure: u64,
     free: u64,
@@ -142,7 +142,7 @@ impl World {
         Entry { bytes, blake3: digest, sha256: None, sources: ORIGINS.into_iter().map(source).collect() }
     }
 
-    fn apply(&mut self, event: Event) {
+    pub(super) fn apply(&mut self, event: Event) {
         self.log.push(format!("{:?} <- {event:?}", self.now));
         let effects = self.state.apply(event, self.now, Wall(self.now.0 / 1000));
         self.take(effects);
@@ -311,7 +311,7 @@ impl World {
         }
     }
 
-    fn ensure(&mut self, models: &[u8], demand: bool, cancel: bool) {
+    pub(super) fn ensure(&mut self, models: &[u8], demand: bool, cancel: bool) {
         let id = EnsureId(self.next_ensure);
         self.next_ensure += 1;
         self.callers.insert(id, Caller::default());
@@ -335,7 +335,7 @@ impl World {
         self.apply(Event::Catalog(catalog));
     }
 
-    fn piece_arrives(&mut self, id: RequestId) {
+    pub(super) fn piece_arrives(&mut self, id: RequestId) {
         let (fetch, owed) = self.requests.get_mut(&id).expect("picked");
         let (fetch, Some(piece)) = (fetch.clone(), owed.pop_first()) else { return };
         let n = (0..MODELS).find(|n| model(*n).as_str() == fetch.source.path).expect("a known path");
@@ -354,7 +354,7 @@ impl World {
         }
     }
 
-    fn end(&mut self, id: RequestId, result: Result<(), Broken>) {
+    pub(super) fn end(&mut self, id: RequestId, result: Result<(), Broken>) {
         let (fetch, _) = self.requests.remove(&id).expect("under way");
         self.apply(Event::RequestEnded { flight: fetch.flight, request: id, result });
     }
@@ -387,7 +387,7 @@ impl World {
                 };
                 Event::Inspected { blob, found }
             }
-            Effect::Scrub(blob) => {
+            Effect::Scrub(blob) | Effect::Patrol(blob) => {
                 let damaged = self.rng.bool();
                 let bad = if !well {
                     Err(fault())
@@ -565,6 +565,18 @@ impl World {
         self.tell_catalog();
     }
 
+    /// Does the work that is asked for, with good luck, until only requests are left.
+    pub(super) fn work_all(&mut self) {
+        while let Some(effect) = self.todo.pop() {
+            self.work(effect, true);
+        }
+    }
+
+    /// Whether a line of the log says so.
+    pub(super) fn says(&self, text: &str) -> bool {
+        self.log.iter().any(|line| line.contains(text))
+    }
+
     /// Lets everything finish with good luck. Whoever still waits must get an answer.
     pub(super) fn run_to_the_end(&mut self) {
         self.free = DISK;
@@ -604,6 +616,7 @@ fn state(seed: u64, inventory: &Inventory, now: Tick) -> State {
         limits: LimitsConfig::default(),
         budget: Share::Percent(50.0),
         keep_free: Share::Bytes(0),
+        scrub_interval: Some(Duration::from_secs(100)),
         origins: ORIGINS.into_iter().map(|origin| (OriginName::new(origin), 3)).collect(),
         models: "/models".into(),
         seed,

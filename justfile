@@ -1,0 +1,27 @@
+# One entry for developers. CI runs .ci/run, which is these pieces in order and needs no `just`.
+
+# Lists what there is.
+default:
+    @just --list
+
+# All that CI checks.
+check:
+    .ci/run
+
+# Format, clippy and docs, warnings denied.
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+    RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps
+
+# All tests; those whose server is not installed say so and are skipped.
+test *ARGS:
+    cargo test --workspace {{ARGS}}
+
+# Installs the servers that the border tests fetch from.
+setup:
+    tests/setup.sh
+
+# The main job, on an embedded default.
+demo:
+    cargo run --release -- demo

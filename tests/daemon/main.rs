@@ -1,0 +1,15 @@
+//! The border tests: a real daemon process, real origins, real sockets. One binary, so that it is linked once and its tests
+//! overlap their waits. Every test is a claim, has a deadline, and keeps to a folder and to ports of its own.
+
+mod rig;
+
+mod api;
+mod bounded;
+mod crash;
+// mod docs;
+// mod faults;
+mod fetch;
+mod room;
+mod servers;
+mod store_faults;
+mod wire_faults;
