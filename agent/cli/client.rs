@@ -30,7 +30,7 @@ const SYSTEM_AUTHORITIES: [&str; 3] =
 /// How to reach the daemon.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Reach {
-    /// The daemon: path of its Unix socket, or http(s)://host:port [default: the socket that `tierd serve` makes here]
+    /// The daemon: path of its Unix socket, or http(s)://host:port [default: where the configuration puts it, else where `tierd serve` would]
     #[arg(long, global = true, env = "TIERD_SOCKET", value_name = "PATH|URL", help_heading = "Daemon")]
     pub socket: Option<String>,
     /// File with the bearer token for http(s); the token itself may stand in TIERD_TOKEN

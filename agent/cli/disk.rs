@@ -12,8 +12,8 @@ use crate::rpc::pb::{self, import_response::Outcome as Imported};
 /// `tierd import`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tierd import --dry-run ~/ComfyUI/models\n  tierd import ~/ComfyUI/models\n\n\
-    Files are hard-linked where they can be, and copied only from another file system. Loose files are put into\n\
-    ComfyUI's folders by their safetensors header first, and by their name second.")]
+    The daemon reads the path, so its user must be able to. Files stay where they are: they are hard-linked where they \
+    can be, and cloned or copied from another file system. Loose files are put into ComfyUI's folders by their safetensors header first, and by their name second. Exits with 1 if everything was skipped.")]
 pub(crate) struct ImportArgs {
     /// A file, or a folder with model files
     pub path: PathBuf,
@@ -24,7 +24,7 @@ pub(crate) struct ImportArgs {
 
 /// `tierd verify`.
 #[derive(Debug, Args)]
-#[command(after_help = "Reads every byte of what it verifies. Exits with 6 if something does not match; that is\n\
+#[command(after_help = "Reads every byte of what it verifies. Exits with 6 if something does not match; that is \
     withdrawn at once and its bad pieces are fetched again.")]
 pub(crate) struct VerifyArgs {
     /// Models in ComfyUI's layout [default: everything that is stored]
@@ -65,13 +65,21 @@ pub(crate) async fn import(context: &Context, args: ImportArgs) -> Outcome {
             }
             Some(Imported::Skipped(file)) => {
                 skipped += 1;
-                context.out.line(format_args!("{} skipped: {}", row.file, file.reason))?;
+                let skipped = if args.dry_run { "" } else { "skipped: " };
+                context.out.line(format_args!("{}: {skipped}{}", row.file, file.reason))?;
             }
             None => {}
         }
     }
-    let would = if args.dry_run { "would be " } else { "" };
-    context.out.note(format_args!("{adopted} {would}adopted ({}), {skipped} {would}skipped", size(bytes)));
+    if args.dry_run {
+        context.out.note(format_args!("{} looked at, nothing changed", count(skipped, "file")));
+        return Ok(());
+    }
+    context.out.note(format_args!("{adopted} adopted ({}), {skipped} skipped", size(bytes)));
+    if adopted == 0 && skipped > 0 {
+        // A script that meant to adopt something must hear that nothing was.
+        return Err(Failure::told(Exit::Failed));
+    }
     Ok(())
 }
 

@@ -18,9 +18,9 @@ use tierd_cache::units::human_duration;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     tierd ensure diffusion_models/flux1-schnell.safetensors vae/ae.safetensors\n  \
-    tierd ensure --json loras/style.safetensors | jq -r .ready.models[].path\n  \
+    tierd ensure --json loras/style.safetensors | jq -r 'select(.ready).ready.models[].path'\n  \
     tierd ensure --standalone vae/ae.safetensors      # no daemon: image builds, one-shots\n\n\
-    Progress goes to stderr, one line for each ready model to stdout. An interrupted fetch goes on in the daemon\n\
+    Progress goes to stderr, one line for each ready model to stdout. An interrupted fetch goes on in the daemon \
     unless --cancel is given; whatever was finished is kept in any case.")]
 pub(crate) struct EnsureArgs {
     /// Models in ComfyUI's layout: <folder>/<path>

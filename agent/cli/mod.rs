@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{self, Config};
 
@@ -89,6 +91,74 @@ enum Command {
     },
 }
 
+/// Global options that reach a daemon, by their names.
+const REACH: [&str; 6] = ["socket", "token_file", "ca", "cert", "key", "timeout"];
+
+impl Command {
+    /// The global options that do nothing for this command. Giving one is refused, not ignored.
+    fn idle_options(&self) -> Vec<&'static str> {
+        match self {
+            Self::Serve | Self::Completions { .. } => [&REACH[..], &["json", "quiet"]].concat(),
+            Self::Push(_) | Self::CheckConfig(_) | Self::Demo(_) => REACH.to_vec(),
+            Self::Ensure(args) if args.standalone => REACH.into_iter().filter(|name| *name != "timeout").collect(),
+            Self::Ensure(_)
+            | Self::Prefetch(_)
+            | Self::Status
+            | Self::Models(_)
+            | Self::Flights(_)
+            | Self::Pin(_)
+            | Self::Unpin(_)
+            | Self::Leases(_)
+            | Self::Evict(_)
+            | Self::Import(_)
+            | Self::Verify(_)
+            | Self::Refresh(_)
+            | Self::Events(_)
+            | Self::Health => Vec::new(),
+        }
+    }
+
+    /// Whether it speaks to a daemon.
+    fn is_client(&self) -> bool {
+        !self.idle_options().contains(&"socket")
+    }
+}
+
+impl Cli {
+    /// Reads a command line, the program's name first.
+    ///
+    /// # Errors
+    ///
+    /// As clap tells it; options that would do nothing for the command are refused too.
+    pub fn read<T: Into<std::ffi::OsString> + Clone>(line: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches_from(line)?;
+        let cli = Self::from_arg_matches(&matches)?;
+        // `TIERD_SOCKET` may stand in the environment of any command.
+        let given = |name: &&str| matches.value_source(name) == Some(ValueSource::CommandLine);
+        match cli.command.idle_options().into_iter().find(given) {
+            None => Ok(cli),
+            Some(name) => {
+                let command = matches.subcommand_name().unwrap_or_default();
+                let option = name.replace('_', "-");
+                let text = format!("--{option} does nothing for `tierd {command}`, which asks no daemon");
+                Err(Self::command().error(ErrorKind::ArgumentConflict, text))
+            }
+        }
+    }
+
+    /// Where to look for the daemon if nobody says so: where the configuration puts its socket.
+    ///
+    /// A file that was named must be readable; one that lies around need not concern this user.
+    fn configured_socket(&self, env: &BTreeMap<String, String>) -> Result<Option<String>, Failure> {
+        let file = config::find_config(self.config.as_deref(), env);
+        match Config::socket(file.as_deref(), env) {
+            Ok(socket) => Ok(socket.map(|socket| socket.to_string_lossy().into_owned())),
+            Err(problems) if self.config.is_some() => Err(Failure::new(Exit::Usage, problems)),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
 /// What every command is given.
 #[derive(Debug)]
 pub(crate) struct Context {
@@ -115,7 +185,7 @@ fn examples() -> &'static str {
      tierd demo                                                     # the main job, on made-up models\n  \
      tierd check-config --example > config.toml                     # every option with its reason\n  \
      tierd serve --config config.toml\n  \
-     tierd ensure diffusion_models/flux1-schnell.safetensors        # ready, whole and verified, or a reason\n  \
+     tierd ensure diffusion_models/flux1-schnell.safetensors        # whole and verified, or a reason\n  \
      tierd status"
 }
 
@@ -128,7 +198,7 @@ fn long_help() -> String {
 /// Returns the exit code; ends nothing itself.
 #[must_use]
 pub fn main(env: BTreeMap<String, String>) -> Exit {
-    let cli = match Cli::try_parse() {
+    let mut cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no failures; a closed terminal is none either.
@@ -137,6 +207,12 @@ pub fn main(env: BTreeMap<String, String>) -> Exit {
         }
     };
     let out = Out { json: cli.json, quiet: cli.quiet };
+    if cli.command.is_client() && cli.reach.socket.is_none() {
+        match cli.configured_socket(&env) {
+            Ok(socket) => cli.reach.socket = socket,
+            Err(failure) => return report(out, &failure),
+        }
+    }
     let context = Context { reach: cli.reach, config_file: cli.config, env, out };
     match start(&context, cli.command) {
         Ok(()) => Exit::Ok,
@@ -209,7 +285,7 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(line.split_whitespace())
+        Cli::read(line.split_whitespace())
     }
 
     #[test]
@@ -258,6 +334,10 @@ mod tests {
             "tierd push dir --origin r2 --part 1MiB",
             "tierd status --cert c.pem",
             "tierd demo --size 1MiB",
+            "tierd push dir --origin r2 --socket /run/x",
+            "tierd --timeout 3s check-config",
+            "tierd serve --json",
+            "tierd ensure vae/a --standalone --ca x.pem",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

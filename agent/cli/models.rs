@@ -239,7 +239,9 @@ pub(crate) async fn evict(context: &Context, args: EvictArgs) -> Outcome {
     let mut worst = None;
     for kept in &report.kept {
         let fault = kept.fault.clone().unwrap_or_default();
-        context.out.note(format_args!("kept {}: {}", kept.model, fault.text));
+        // Most texts begin with their model.
+        let model = if fault.text.starts_with(&kept.model) { String::new() } else { format!("{}: ", kept.model) };
+        context.out.note(format_args!("kept: {model}{}", fault.text));
         // Held outweighs not stored: the bytes are still there.
         let exit = Exit::of_kind(fault.kind());
         worst = if worst == Some(Exit::Held) { worst } else { Some(exit) };

@@ -58,12 +58,13 @@ impl Display {
         if plan.bytes_to_fetch == 0 {
             return;
         }
-        let fetched = plan.models.iter().filter(|model| model.flight.is_some()).count();
+        let fetched = plan.models.iter().filter(|model| model.flight.is_some()).count() as u64;
         self.out.note(format_args!(
-            "{}, {}: {} to fetch for {fetched}",
+            "{}, {}: {} to fetch, in {}",
             count(plan.models.len() as u64, "model"),
             size(plan.bytes_total),
-            size(plan.bytes_to_fetch)
+            size(plan.bytes_to_fetch),
+            count(fetched, "file")
         ));
     }
 

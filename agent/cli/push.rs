@@ -19,8 +19,8 @@ use crate::cli::out::size;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tierd push ~/ComfyUI/models --origin r2\n  \
     tierd push --dry-run diffusion_models/flux1-schnell.safetensors --origin r2\n\n\
-    A DIR is in ComfyUI's layout; a FILE lies in a folder of that name. Files are read once, hashed as they go, and the\n\
-    origin's manifest is extended with their digests. What it has already is skipped.")]
+    A DIR is in ComfyUI's layout; a FILE lies in a folder of that name. Files are read once, hashed as they go, and the \
+    origin's manifest is extended with their digests. What it has already is skipped. Needs no daemon.")]
 pub(crate) struct PushArgs {
     /// Folders in ComfyUI's layout, or model files
     #[arg(required = true, value_name = "DIR|FILE")]
@@ -58,7 +58,8 @@ pub(crate) async fn push(context: &Context, args: PushArgs) -> Outcome {
         return Err(Failure::new(Exit::NotFound, text));
     };
     let fault = |error: tierd_cache::origin::OriginError| Failure::from(error.fault(&wanted, "push"));
-    let files = push::plan_push(&args.paths).map_err(fault)?;
+    // What is wrong here is wrong with the files that were named: no origin has been asked yet.
+    let files = push::plan_push(&args.paths).map_err(|error| Failure::new(Exit::Usage, error))?;
     if args.dry_run {
         for file in &files {
             context.out.json_line(&serde_json::json!({ "file": file.file, "model": file.model }))?;

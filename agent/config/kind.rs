@@ -128,7 +128,9 @@ impl Kind {
                     .map_err(|_| self.misfit(format!("{bytes} is negative"))),
                 _ => {
                     let text = self.text(value)?;
-                    text.parse().map(Typed::Share).map_err(|_| self.misfit(format!("{} is not", shown(text))))
+                    text.parse()
+                        .map(Typed::Share)
+                        .map_err(|_| self.misfit(format!("{} is not understood", shown(text))))
                 }
             },
             Self::Text | Self::Path | Self::SecretFile | Self::SecretEnv | Self::Url | Self::Filter => {
@@ -147,7 +149,8 @@ impl Kind {
             }
             Self::Time(min, max) => {
                 let text = self.text(value)?;
-                let time = parse_duration(text).map_err(|_| self.misfit(format!("{} is not", shown(text))))?;
+                let time =
+                    parse_duration(text).map_err(|_| self.misfit(format!("{} is not understood", shown(text))))?;
                 if time < Duration::from_millis(min) || time > Duration::from_millis(max) {
                     return Err(self.misfit(format!("{} is out of range", shown(text))));
                 }
@@ -197,7 +200,7 @@ impl Kind {
             Self::Url => self.url(text),
             Self::Filter => match crate::telemetry::log::check_filter(text) {
                 Ok(()) => Ok(Typed::Text(text.to_owned())),
-                Err(why) => Err(self.misfit(format!("{} is not: {why}", shown(text)))),
+                Err(why) => Err(self.misfit(format!("{} is not understood: {why}", shown(text)))),
             },
             _ => Ok(Typed::Text(text.to_owned())),
         }
@@ -228,7 +231,7 @@ impl Kind {
             Value::Flag(flag) => Ok(Typed::Flag(*flag)),
             Value::Given(text) if text == "true" => Ok(Typed::Flag(true)),
             Value::Given(text) if text == "false" => Ok(Typed::Flag(false)),
-            Value::Text(text) | Value::Given(text) => Err(self.misfit(format!("{} is not", shown(text)))),
+            Value::Text(text) | Value::Given(text) => Err(self.misfit(format!("{} is not understood", shown(text)))),
             Value::Whole(..) | Value::Number(_) | Value::Other(_) => Err(self.misfit("is no boolean")),
         }
     }
@@ -258,7 +261,7 @@ impl Kind {
             _ => {
                 let text = self.text(value)?;
                 let size: Result<ByteSize, _> = text.parse();
-                size.map_err(|_| self.misfit(format!("{} is not", shown(text))))?.0
+                size.map_err(|_| self.misfit(format!("{} is not understood", shown(text))))?.0
             }
         };
         if !(min..=max).contains(&bytes) {
@@ -280,7 +283,7 @@ impl Kind {
         match size {
             Ok(ByteSize(rate)) if rate > 0 => Ok(Typed::Rate(Some(rate))),
             Ok(_) => Err(self.misfit("0 would never fetch anything")),
-            Err(_) => Err(self.misfit(format!("{} is not", shown(text)))),
+            Err(_) => Err(self.misfit(format!("{} is not understood", shown(text)))),
         }
     }
 

@@ -114,6 +114,30 @@ impl Config {
         Self::load_as(path, env, places::is_root())
     }
 
+    /// Where the daemon with this file and these variables makes its socket; `None` if they do not say.
+    ///
+    /// For clients: they may not read the secrets that the rest of the configuration names, so no other option is
+    /// looked at, and mistakes in them are left to the daemon.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or the path is none.
+    pub fn socket(path: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Option<PathBuf>, ConfigProblems> {
+        let text = path.map_or_else(|| Ok(String::new()), read_file);
+        let mut problems = Gathered::default();
+        let text = text.unwrap_or_else(|error| {
+            problems.add(&Place::Whole, "", format!("cannot be read: {error}"));
+            String::new()
+        });
+        let mut others = Gathered::default();
+        let mut raw = raw::read(&text, &mut others);
+        variables::apply(env, &mut raw, &mut others);
+        let mut reader = Reader { env, root: places::is_root(), folder: folder_of(path), problems: &mut problems };
+        let listen = raw.tables.get(&options::Section::Listen);
+        let socket = listen.and_then(|table| reader.path(table, "unix"));
+        if problems.is_empty() { Ok(socket) } else { Err(problems.finish(path.map(Path::to_owned))) }
+    }
+
     fn load_as(path: Option<&Path>, env: &BTreeMap<String, String>, root: bool) -> Result<Self, ConfigProblems> {
         let mut problems = Gathered::default();
         let mut text = String::new();
@@ -125,10 +149,14 @@ impl Config {
         }
         let mut raw = raw::read(&text, &mut problems);
         variables::apply(env, &mut raw, &mut problems);
-        let folder = path.and_then(|path| std::path::absolute(path).ok()?.parent().map(Path::to_owned));
-        let config = parse::build(&raw, &mut Reader { env, root, folder, problems: &mut problems });
+        let config = parse::build(&raw, &mut Reader { env, root, folder: folder_of(path), problems: &mut problems });
         if problems.is_empty() { Ok(config) } else { Err(problems.finish(path.map(Path::to_owned))) }
     }
+}
+
+/// The folder that relative paths of a file start from.
+fn folder_of(path: Option<&Path>) -> Option<PathBuf> {
+    path.and_then(|path| std::path::absolute(path).ok()?.parent().map(Path::to_owned))
 }
 
 fn read_file(path: &Path) -> std::io::Result<String> {

@@ -26,7 +26,7 @@ const REMOVE_PAUSE: Duration = Duration::from_millis(100);
 /// `tierd demo`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Takes twice --size on the disk, in a temporary folder that is removed at the end, also on ctrl-c.\n\
+    after_help = "Takes twice --size on the disk, in a temporary folder that is removed at the end, also on ctrl-c. \
     Exits with 0 only if everything was as it says."
 )]
 pub(crate) struct DemoArgs {

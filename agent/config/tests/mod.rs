@@ -92,13 +92,13 @@ kind = \"ftp\"
 ";
     let expected = [
         "t.toml:2:1: store.budgt: unknown key; did you mean \"budget\"?",
-        "t.toml:3:3: store.budget: \"5 parsec\" is not; expected a size or a share such as \"500 GiB\" or \"80%\"",
+        "t.toml:3:3: store.budget: \"5 parsec\" is not understood; expected a size or a share such as \"500 GiB\" or \"80%\"",
         "t.toml:4:1: store.keep_free: is a boolean; expected a size or a share such as \"500 GiB\" or \"80%\"",
         "t.toml:5:1: store.file_mode: 640 is not written in octal; expected permissions in octal such as \"0640\"",
         "t.toml:6:1: store.colour: unknown key",
         "t.toml:9:1: fetch.connections_max: 0 is out of range; expected a whole number from 1 to 1024",
         "t.toml:10:1: fetch.backoff_min: backoff_min (60s) is longer than backoff_max (20s)",
-        "t.toml:11:1: fetch.backoff_max: \"30\" is not; expected a duration such as \"30s\", from 1ms to 1h",
+        "t.toml:11:1: fetch.backoff_max: \"30\" is not understood; expected a duration such as \"30s\", from 1ms to 1h",
         "t.toml:12:1: fetch.refresh_interval: unknown key here; did you mean catalog.refresh_interval?",
         "t.toml:14:1: origin[a].bucket: is not set; set it, for example bucket = \"models\"",
         "t.toml:19:1: origin[a].name: is the name of another origin too; give each origin a name of its own",
@@ -309,4 +309,18 @@ fn a_variable_that_sets_nothing_is_a_mistake() {
         "$TIERD_STROE__PATH: sets nothing: there is no such section; did you mean TIERD_STORE__PATH?",
     ];
     assert_eq!(lines, expected);
+}
+
+#[test]
+fn a_client_finds_the_configured_socket_without_the_secrets_and_beside_mistakes() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.folder.path().join("t.toml");
+    let text = "[listen]\nunix = \"run/t.sock\"\n[listen.tcp]\naddress = \"127.0.0.1:1\"\ntoken_file = \"/not/there\"\n[store]\nbudgt = 1";
+    std::fs::write(&file, text).expect("a file");
+    let socket = |file: &Path, env: &Env| Config::socket(Some(file), env);
+    assert_eq!(socket(&file, &sandbox.env), Ok(Some(sandbox.folder.path().join("run/t.sock"))));
+    let sandbox = sandbox.with("TIERD_LISTEN__UNIX", "/run/other.sock");
+    assert_eq!(socket(&file, &sandbox.env), Ok(Some("/run/other.sock".into())));
+    assert!(socket(Path::new("/not/there.toml"), &sandbox.env).is_err());
+    assert_eq!(Config::socket(None, &Sandbox::new().env), Ok(None));
 }

@@ -30,8 +30,6 @@ pub(crate) struct Lines {
     pub(crate) clock: Clock,
     /// Bytes that this origin has sent since the daemon started.
     pub(crate) total: Arc<AtomicU64>,
-    /// Those of them that the metrics have.
-    pub(crate) counted: u64,
     pub(crate) done: mpsc::Sender<Done>,
 }
 
@@ -99,7 +97,7 @@ async fn pieces(
     } else {
         lines.origin.read(&source.path, range, source.bytes, &source.validator).await
     };
-    let mut stream = Stream { lines, path: source.path.clone(), body: body?, rest: Bytes::new() };
+    let mut stream = Stream { lines, path: source.path.clone(), body: body?, rest: Bytes::new(), uncounted: 0 };
     for piece in fetch.first..fetch.first + fetch.count {
         let skip = fetch.skip.binary_search(&piece).is_ok();
         let range = layout.range(piece);
@@ -127,6 +125,7 @@ async fn pieces(
         }
         writes.settle().await.map_err(Failure::Local)?;
         let cv = hasher.finish();
+        stream.count();
         partial.finished(piece, cv).map_err(|error| Failure::Local(error.into()))?;
         received.fetch_sub(range.end - range.start, Ordering::Relaxed);
         let event = Event::PieceDone { flight: fetch.flight, request: fetch.request, piece, cv };
@@ -143,6 +142,14 @@ struct Stream<'a> {
     path: String,
     body: Body,
     rest: Bytes,
+    /// Bytes that the metrics have not been told of: they are told once a piece, not once a chunk.
+    uncounted: u64,
+}
+
+impl Drop for Stream<'_> {
+    fn drop(&mut self) {
+        self.count();
+    }
 }
 
 impl Stream<'_> {
@@ -152,12 +159,17 @@ impl Stream<'_> {
             self.rest = self.body.next().await.ok_or_else(|| self.short(most))??;
             let bytes = self.rest.len() as u64;
             self.lines.total.fetch_add(bytes, Ordering::Relaxed);
+            self.uncounted += bytes;
             for pace in &self.lines.paces {
                 pace.keep(bytes, &self.lines.clock).await;
             }
         }
         let most = most.min(self.rest.len());
         Ok(self.rest.split_to(most))
+    }
+
+    fn count(&mut self) {
+        metrics::fetched(self.lines.origin.name(), std::mem::take(&mut self.uncounted));
     }
 
     /// The origin enforces lengths; this is what is left if it did not.

@@ -1,6 +1,5 @@
 //! What the engine tells its metrics: gauges once a second while something changes, counters when something ends.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::engine::event::{Broken, Event};
@@ -89,16 +88,11 @@ impl Engine {
         metrics::ensure_ended(EnsureOutcome::Failed, Tier::Origin, failed.elapsed);
     }
 
-    /// Sets every gauge to what is, and adds what origins have sent since the last time.
+    /// Sets every gauge to what is.
     pub(crate) fn gauge(&mut self) {
         let now = self.clock.now();
         self.gauged = now;
-        for (origin, lines) in &mut self.lines {
-            let total = lines.total.load(Ordering::Relaxed);
-            let new = total - std::mem::replace(&mut lines.counted, total);
-            if new > 0 {
-                metrics::fetched(origin, new);
-            }
+        for origin in self.lines.keys() {
             metrics::connections(origin, self.state.lane(origin).0);
             metrics::origin_models(origin, self.sources.of(origin).0);
         }

@@ -215,7 +215,6 @@ fn lines(
             paces: own.into_iter().chain(all.clone()).collect(),
             clock: clock.clone(),
             total: Arc::new(AtomicU64::new(0)),
-            counted: 0,
             done: done.clone(),
         };
         (config.name.clone(), lines)

@@ -158,12 +158,15 @@ impl State {
         }
         let Some(flight) = self.flights.get_mut(&id) else { return };
         flight.requests.remove(&request);
-        if flight.stage != Stage::Fetching {
+        if !flight.takes_pieces() {
             return;
         }
         let left: BTreeSet<u32> =
             ended.left.into_iter().filter(|piece| flight.cvs[*piece as usize].is_none()).collect();
         flight.pending.extend(&left);
+        if flight.stage == Stage::Relocating {
+            return;
+        }
         match result {
             // A request that says it is done but owes pieces is a broken one.
             Ok(()) if left.is_empty() => {}

@@ -98,6 +98,11 @@ impl Flight {
         matches!(self.stage, Stage::Ending(_))
     }
 
+    /// Whether pieces that arrive count: also while the source is looked up again, for it may turn out to be the same.
+    pub(crate) fn takes_pieces(&self) -> bool {
+        matches!(self.stage, Stage::Fetching | Stage::Relocating)
+    }
+
     pub(crate) fn bytes_of(&self, piece: u32) -> u64 {
         let range = self.layout.range(piece);
         range.end - range.start
@@ -107,6 +112,14 @@ impl Flight {
     pub(crate) fn bytes_done(&self) -> u64 {
         let done = |piece: &u32| self.cvs[*piece as usize].is_some();
         (0..self.layout.pieces()).filter(done).map(|piece| self.bytes_of(piece)).sum()
+    }
+
+    /// The blob that the disk is committing for it.
+    fn committing(&self) -> Option<BlobId> {
+        match self.stage {
+            Stage::Committing(blob) => Some(blob),
+            _ => None,
+        }
     }
 
     /// Bytes that have not arrived.
@@ -210,11 +223,13 @@ impl State {
         let mut order: Vec<(std::cmp::Reverse<Priority>, FlightId)> =
             self.flights.iter().map(|(id, flight)| (std::cmp::Reverse(flight.priority), *id)).collect();
         order.sort_unstable();
+        let mut committing: BTreeSet<BlobId> = self.flights.values().filter_map(Flight::committing).collect();
         for (_, id) in order {
             let Some(flight) = self.flights.get_mut(&id) else { continue };
             let on_its_way_out = |blob| self.blobs.get(&blob).is_some_and(|blob| blob.fate != Fate::Kept);
             match flight.stage {
-                Stage::Whole(blob) if on_its_way_out(blob) => {}
+                // Two names may turn out to have one content: the second finds it stored.
+                Stage::Whole(blob) if on_its_way_out(blob) || committing.contains(&blob) => {}
                 Stage::Granted if self.disk_jobs < DISK_JOBS_MAX => {
                     flight.stage = Stage::Opening;
                     flight.disk_busy = true;
@@ -223,6 +238,7 @@ impl State {
                 }
                 Stage::Whole(blob) if self.disk_jobs < DISK_JOBS_MAX => {
                     flight.stage = Stage::Committing(blob);
+                    committing.insert(blob);
                     flight.disk_busy = true;
                     self.disk_jobs += 1;
                     let link = |(model, source): (&ModelKey, &Option<Source>)| StoredLink {
@@ -274,7 +290,7 @@ impl State {
             request.left.remove(&piece);
         }
         let Some(flight) = self.flights.get_mut(&id) else { return };
-        if flight.stage != Stage::Fetching || flight.cvs[piece as usize].is_some() {
+        if !flight.takes_pieces() || flight.cvs[piece as usize].is_some() {
             return;
         }
         flight.cvs[piece as usize] = Some(cv);

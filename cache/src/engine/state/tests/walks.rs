@@ -100,7 +100,7 @@ fn a_set_that_cannot_fit_is_refused_with_numbers_before_the_first_byte() {
     world.ensure(&[7, 6], true, false);
     world.work_all();
     assert!(world.requests.is_empty() && world.state.flights(world.now).is_empty());
-    assert!(world.says("NoRoom { needed: 47185920, free: 10485760, evictable: 0 }"), "{:#?}", world.log);
+    assert!(world.says("NoRoom { needed: 44040192, free: 10485760, evictable: 0 }"), "{:#?}", world.log);
 }
 
 #[test]
