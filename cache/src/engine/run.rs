@@ -22,7 +22,7 @@ use crate::engine::gauges::GAUGES_INTERVAL;
 use crate::engine::handle::{COMMANDS_MAX, Command, EngineHandle, Verified};
 use crate::engine::pace::Pace;
 use crate::engine::scribe::{NOTES_MAX, Scribe};
-use crate::engine::sources::Sources;
+use crate::engine::sources::{Located, Sources};
 use crate::engine::state::{State, StateConfig};
 use crate::engine::view::{EvictReport, OriginState, What};
 use crate::fault::Fault;
@@ -58,7 +58,7 @@ pub(crate) enum Done {
     Event(Event),
     Opened(FlightId, Result<Opened, Fault>),
     Listed(OriginName, Result<OriginSnapshot, Fault>, Option<oneshot::Sender<Result<(), Fault>>>),
-    Located(ModelKey, Result<(OriginName, crate::catalog::Listed), Fault>),
+    Located(ModelKey, Result<Located, Fault>),
     Relocated(FlightId, OriginName, Result<Option<Found>, Fault>),
     ReserveImport(u64, oneshot::Sender<Result<(), Fault>>),
     UnreserveImport(u64),
