@@ -104,8 +104,11 @@ impl Engine {
                 }
             }
             Done::Located(model, result) => {
-                let result = result.map(|(origin, listed)| {
+                let result = result.map(|(origin, listed, manifest)| {
                     self.sources.found(&origin, listed);
+                    if manifest.is_some() {
+                        self.sources.manifest(&origin, manifest);
+                    }
                     self.apply(Event::Catalog(self.sources.catalog()));
                 });
                 self.apply(Event::Located { model, result });
