@@ -391,7 +391,11 @@ impl World {
                 };
                 Event::Inspected { blob, found }
             }
-            Effect::Scrub(blob) | Effect::Patrol(blob) => {
+            Effect::Patrol(blob) => {
+                let bad = if well { Ok(if self.rng.bool() { vec![0] } else { Vec::new() }) } else { Err(fault()) };
+                Event::Patrolled { blob, bad }
+            }
+            Effect::Scrub(blob) => {
                 let damaged = self.rng.bool();
                 let bad = if !well {
                     Err(fault())
