@@ -8,7 +8,7 @@ use crate::clock::{Tick, Wall};
 use crate::engine::event::Effect;
 use crate::engine::state::ensure::Step;
 use crate::engine::state::{Blob, Fate, Lease, State};
-use crate::engine::view::{EvictReason, EvictReport, LeaseView, Trust, What};
+use crate::engine::view::{DemoteReason, EvictReason, EvictReport, LeaseView, RamHold, Trust, What};
 use crate::fault::Fault;
 use crate::ids::{BlobId, LeaseId, ModelKey};
 use crate::store::{Inventory, PartialName, StoredLink};
@@ -82,7 +82,7 @@ impl State {
         match result {
             Ok(()) => {
                 self.name(link.clone(), now);
-                self.each_want(|want| want.step == waiting && want.model == link.model, &Step::Ready(link.blob));
+                self.named_for(&link.model, &waiting, link.blob);
             }
             Err(fault) => {
                 self.each_want(|want| want.step == waiting && want.model == link.model, &Step::Failed(fault));
@@ -141,6 +141,7 @@ impl State {
         if let Some(stored) = self.blobs.get_mut(&blob) {
             stored.last_used = wall;
             self.policy.used(blob, now);
+            self.touch_memory(blob, now);
             self.out.push(Effect::NoteUse(vec![blob]));
         }
     }
@@ -256,6 +257,7 @@ impl State {
         let detail = "stored bytes do not match their digests".to_owned();
         let pieces_bad = bad.len() as u64;
         self.out.push(Effect::Record(What::Damaged { models, blob, pieces_bad, detail }));
+        self.start_unlock(blob, DemoteReason::Removed);
         self.out.push(Effect::Withdraw { blob, bad });
     }
 
@@ -318,12 +320,11 @@ impl State {
     ///
     /// # Errors
     ///
-    /// [`Fault::Invalid`], [`Fault::Busy`], [`Fault::NotFound`].
+    /// [`Fault::Invalid`], [`Fault::Busy`], [`Fault::NotFound`], [`Fault::NoMemory`].
     pub fn pin(
         &mut self,
         models: &[ModelKey],
-        owner: &str,
-        ttl: Duration,
+        (owner, ttl, ram): (&str, Duration, RamHold),
         now: Tick,
         wall: Wall,
     ) -> Result<(LeaseView, Vec<Effect>), Fault> {
@@ -350,6 +351,9 @@ impl State {
                 return Err(Fault::unknown_model(model, "no origin lists it and it is not on this node"));
             }
         }
+        if ram == RamHold::Hard {
+            self.hard_hold_fits(models)?;
+        }
         let lease = LeaseId(self.next_lease);
         self.next_lease += 1;
         let models: BTreeSet<ModelKey> = models.iter().cloned().collect();
@@ -357,11 +361,15 @@ impl State {
             lease,
             owner: owner.to_owned(),
             models: models.into_iter().collect(),
+            ram,
             expires: Wall(wall.0 + ttl.as_millis() as u64),
         };
         self.leases.insert(lease, Lease { view: view.clone(), ends: now.after(ttl) });
         let what = What::Pinned { lease, owner: view.owner.clone(), models: view.models.clone() };
-        Ok((view.clone(), vec![Effect::PutLease(view), Effect::Record(what)]))
+        self.out.extend([Effect::PutLease(view.clone()), Effect::Record(what)]);
+        self.queue_lease(&view, now);
+        self.settle(now);
+        Ok((view, std::mem::take(&mut self.out)))
     }
 
     /// Ends a lease.
