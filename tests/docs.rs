@@ -11,8 +11,8 @@ use tierd::cli::Cli;
 use tierd::cli::exit::Exit;
 use tierd::config::Config;
 use tierd_cache::config::OriginKind;
+use tierd_cache::ids::COMFY_FOLDERS;
 use tierd_cache::ids::canonical_folder;
-use tierd_cache::origin::push::COMFY_FOLDERS;
 
 type Env = BTreeMap<String, String>;
 

@@ -17,6 +17,49 @@ pub const MODEL_KEY_PARTS_MAX: usize = 16;
 pub const FOLDER_ALIASES: [(&str, &str); 3] =
     [("unet", "diffusion_models"), ("clip", "text_encoders"), ("t2i_adapter", "controlnet")];
 
+/// Folders that ComfyUI and its common extensions read models from. Models are sorted into these.
+pub const COMFY_FOLDERS: [&str; 39] = [
+    "LLM",
+    "animatediff_models",
+    "animatediff_motion_lora",
+    "audio_encoders",
+    "background_removal",
+    "checkpoints",
+    "classifiers",
+    "clip_vision",
+    "controlnet",
+    "depthanything",
+    "detection",
+    "diffusers",
+    "diffusion_models",
+    "embeddings",
+    "facerestore_models",
+    "frame_interpolation",
+    "geometry_estimation",
+    "gligen",
+    "hypernetworks",
+    "inpaint",
+    "insightface",
+    "instantid",
+    "ipadapter",
+    "latent_upscale_models",
+    "loras",
+    "model_patches",
+    "onnx",
+    "optical_flow",
+    "photomaker",
+    "pulid",
+    "sam2",
+    "sams",
+    "style_models",
+    "text_encoders",
+    "ultralytics",
+    "upscale_models",
+    "vae",
+    "vae_approx",
+    "xlabs",
+];
+
 /// A model: a name in ComfyUI's layout, `<folder>/<path>`.
 ///
 /// Always canonical: aliases are resolved (`unet/x` is `diffusion_models/x`), separators are `/`, and no

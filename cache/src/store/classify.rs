@@ -1,43 +1,8 @@
 //! Which of ComfyUI's folders a file belongs in: what its safetensors header says first, then where it lies, then its name. Pure:
 //! opens nothing.
 
-use crate::ids::canonical_folder;
+use crate::ids::{COMFY_FOLDERS, canonical_folder};
 use crate::safetensors::Tensor;
-
-/// Folders that ComfyUI and its common extensions look for models in.
-const FOLDERS: [&str; 31] = [
-    "LLM",
-    "animatediff_models",
-    "animatediff_motion_lora",
-    "audio_encoders",
-    "checkpoints",
-    "clip_vision",
-    "controlnet",
-    "diffusers",
-    "diffusion_models",
-    "embeddings",
-    "facerestore_models",
-    "gligen",
-    "hypernetworks",
-    "inpaint",
-    "insightface",
-    "instantid",
-    "ipadapter",
-    "latent_upscale_models",
-    "loras",
-    "model_patches",
-    "onnx",
-    "photomaker",
-    "pulid",
-    "sams",
-    "style_models",
-    "text_encoders",
-    "ultralytics",
-    "upscale_models",
-    "vae",
-    "vae_approx",
-    "xlabs",
-];
 
 /// Folders that a header can speak for. In any other, a file lies because somebody knows better than the header.
 const TOLD_BY_HEADERS: [&str; 7] =
@@ -52,7 +17,7 @@ pub(super) type Verdict = Result<(String, &'static str), String>;
 /// The canonical name of a folder that ComfyUI knows; none for any other.
 pub(super) fn known_folder(name: &str) -> Option<&'static str> {
     let name = canonical_folder(name);
-    FOLDERS.iter().find(|folder| **folder == name).copied()
+    COMFY_FOLDERS.iter().find(|folder| **folder == name).copied()
 }
 
 /// Decides the model key (as text) of a file.

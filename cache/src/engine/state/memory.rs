@@ -27,7 +27,7 @@ pub(crate) struct Memory {
     growth: u64,
     /// Nothing new is promoted while the node is short of memory.
     pub(crate) paused: bool,
-    policy: Box<dyn EvictionPolicy>,
+    pub(super) policy: Box<dyn EvictionPolicy>,
 }
 
 /// One blob in RAM, or on its way there or away.
@@ -141,60 +141,6 @@ impl State {
         (Ok(report), std::mem::take(&mut self.out))
     }
 
-    /// Who keeps a blob in RAM, in words; `None` if it may go.
-    pub(super) fn ram_holder(&self, blob: BlobId) -> Option<String> {
-        if self.is_wanted_in_ram(blob) {
-            return Some("callers are being served with it".to_owned());
-        }
-        let models = &self.blobs.get(&blob)?.models;
-        let holds = |lease: &&super::Lease| {
-            lease.view.ram == RamHold::Hard && lease.view.models.iter().any(|model| models.contains(model))
-        };
-        let lease = self.leases.values().find(holds)?;
-        Some(format!("lease {} of {:?} holds it in RAM", lease.view.lease, lease.view.owner))
-    }
-
-    /// Blobs that leases hold in RAM, and how hard.
-    fn leased_in_ram(&self) -> BTreeMap<BlobId, RamHold> {
-        let mut held: BTreeMap<BlobId, RamHold> = BTreeMap::new();
-        for lease in self.leases.values().filter(|lease| lease.view.ram != RamHold::None) {
-            for blob in lease.view.models.iter().filter_map(|model| self.links.get(model)).map(|link| link.blob) {
-                let hard = lease.view.ram == RamHold::Hard || held.get(&blob) == Some(&RamHold::Hard);
-                held.insert(blob, if hard { RamHold::Hard } else { RamHold::Soft });
-            }
-        }
-        held
-    }
-
-    /// Whether a hard hold on these models fits beside the hard holds that there are.
-    ///
-    /// # Errors
-    ///
-    /// [`Fault::NoMemory`]; [`Fault::NotFound`] for a model that is not on the disk.
-    pub(super) fn hard_hold_fits(&self, models: &[ModelKey]) -> Result<(), Fault> {
-        let hard = self.leased_in_ram();
-        let mut wanted: BTreeMap<BlobId, u64> = BTreeMap::new();
-        for model in models {
-            let unknown =
-                || Fault::unknown_model(model, "only what is on the disk can be held in RAM; ensure it first");
-            let (blob, bytes) = self.stored(model).ok_or_else(unknown)?;
-            wanted.insert(blob, bytes);
-        }
-        let needed: u64 = wanted.values().sum();
-        for (blob, hold) in &hard {
-            if *hold == RamHold::Hard && !wanted.contains_key(blob) {
-                wanted.insert(*blob, self.blobs.get(blob).map_or(0, |blob| blob.bytes));
-            }
-        }
-        let limit = self.memory.budget.limit();
-        let all: u64 = wanted.values().sum();
-        if all <= limit {
-            return Ok(());
-        }
-        let free = limit.saturating_sub(all - needed);
-        Err(Fault::NoMemory { needed, free, evictable: 0 })
-    }
-
     /// Promotes what a lease holds in RAM.
     pub(super) fn queue_lease(&mut self, lease: &LeaseView, now: Tick) {
         if lease.ram == RamHold::None {
@@ -219,20 +165,6 @@ impl State {
     #[must_use]
     pub fn ram_leaving(&self) -> u64 {
         self.memory.leaving()
-    }
-
-    /// Whether a caller of today wants a blob in RAM.
-    fn is_wanted_in_ram(&self, blob: BlobId) -> bool {
-        self.ensures
-            .values()
-            .any(|ensure| ensure.request.target == Tier::Ram && ensure.wants.iter().any(|want| want.hold == Some(blob)))
-    }
-
-    fn demotable(&self) -> u64 {
-        let leased = self.leased_in_ram();
-        let held = self.memory.held.iter();
-        let may_go = |blob: &BlobId| leased.get(blob) != Some(&RamHold::Hard) && !self.is_wanted_in_ram(*blob);
-        held.filter(|(blob, held)| held.stage == Stage::Unlocking || may_go(blob)).map(|(_, held)| held.bytes).sum()
     }
 
     /// Whether all models of a set fit into RAM together, with everything demotable gone.
@@ -329,38 +261,6 @@ impl State {
             }
         }
         false
-    }
-
-    /// Starts to give back at least `bytes`, the coldest first. Returns what will come back.
-    fn demote_coldest(&mut self, bytes: u64, reason: &DemoteReason, now: Tick) -> u64 {
-        let wanted: BTreeSet<BlobId> = self
-            .ensures
-            .values()
-            .filter(|ensure| ensure.request.target == Tier::Ram)
-            .flat_map(|ensure| ensure.wants.iter().filter_map(|want| want.hold))
-            .collect();
-        let leased = self.leased_in_ram();
-        let held = &self.memory.held;
-        let evictable = |blob: BlobId, holds: &[RamHold]| {
-            let held = held.get(&blob).filter(|held| held.stage != Stage::Unlocking)?;
-            let hold = leased.get(&blob).copied().unwrap_or_default();
-            (!wanted.contains(&blob) && holds.contains(&hold)).then_some(held.bytes)
-        };
-        let size = |victims: &[BlobId]| -> u64 {
-            victims.iter().filter_map(|blob| held.get(blob)).map(|held| held.bytes).sum()
-        };
-        let mut victims = self.memory.policy.victims(bytes, &|blob| evictable(blob, &[RamHold::None]), now);
-        let short = bytes.saturating_sub(size(&victims));
-        if short > 0 {
-            // What a soft lease holds goes last.
-            victims.extend(self.memory.policy.victims(short, &|blob| evictable(blob, &[RamHold::Soft]), now));
-        }
-        let mut found = 0;
-        for blob in victims {
-            found += self.memory.held.get(&blob).map_or(0, |held| held.bytes);
-            self.start_unlock(blob, reason.clone());
-        }
-        found
     }
 
     /// An unfinished blob that a caller wants in RAM keeps its pages as they land, if there is room now. If there is not, it is

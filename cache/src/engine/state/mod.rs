@@ -8,6 +8,7 @@
 //! | `dispatch` | which piece is fetched next, from where |
 //! | `room` | the disk budget: admission, reservation, eviction |
 //! | `memory` | the RAM tier: what is held in RAM, what goes first |
+//! | `demote` | what leaves RAM first, and what may not |
 //! | `patrol` | which stored blob is read again while nothing else happens |
 //! | `stored` | what is on the disk: names, leases, damage |
 //! | `restart` | flights whose source changed or failed; files that are let go |
@@ -15,6 +16,7 @@
 //! | `check` | the invariants, for tests and debug builds |
 
 mod check;
+mod demote;
 mod dispatch;
 mod ensure;
 mod flight;

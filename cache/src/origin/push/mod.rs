@@ -21,7 +21,7 @@ mod upload;
 #[cfg(test)]
 mod tests;
 
-pub use plan::{COMFY_FOLDERS, plan_push};
+pub use plan::plan_push;
 pub use publish::ManifestWrite;
 
 /// Files that are sent at once: small files wait for answers, not for bandwidth.

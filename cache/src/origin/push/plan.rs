@@ -3,45 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::PushFile;
-use crate::ids::{FOLDER_ALIASES, MODEL_KEY_PARTS_MAX, ModelKey, canonical_folder};
+use crate::ids::{COMFY_FOLDERS, FOLDER_ALIASES, MODEL_KEY_PARTS_MAX, ModelKey, canonical_folder};
 use crate::origin::{LISTED_MAX, OriginError, is_model_name};
-
-/// The folders of ComfyUI's layout that hold models, and those of widely used packs.
-pub const COMFY_FOLDERS: [&str; 33] = [
-    "LLM",
-    "animatediff_models",
-    "animatediff_motion_lora",
-    "audio_encoders",
-    "checkpoints",
-    "classifiers",
-    "clip_vision",
-    "controlnet",
-    "depthanything",
-    "diffusers",
-    "diffusion_models",
-    "embeddings",
-    "facerestore_models",
-    "gligen",
-    "hypernetworks",
-    "inpaint",
-    "insightface",
-    "instantid",
-    "ipadapter",
-    "latent_upscale_models",
-    "loras",
-    "model_patches",
-    "onnx",
-    "photomaker",
-    "pulid",
-    "sam2",
-    "sams",
-    "style_models",
-    "text_encoders",
-    "ultralytics",
-    "upscale_models",
-    "vae",
-    "vae_approx",
-];
 
 /// Whether a folder, or what it is an alias of, is one of [`COMFY_FOLDERS`].
 fn is_known(folder: &str) -> bool {
