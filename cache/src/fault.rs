@@ -38,6 +38,19 @@ pub enum Fault {
         /// Bytes that eviction could free now.
         evictable: u64,
     },
+    /// The set does not fit into RAM, even if everything demotable went. It may still fit on the disk.
+    #[error(
+        "{} of RAM needed, {} free and {} demotable: raise [ram] budget, demote or unpin models, or ask for the disk only",
+        ByteSize(*needed), ByteSize(*free), ByteSize(*evictable)
+    )]
+    NoMemory {
+        /// Bytes that the set needs in RAM.
+        needed: u64,
+        /// Bytes of the budget that nothing holds or has reserved.
+        free: u64,
+        /// Bytes that demotion could free now.
+        evictable: u64,
+    },
     /// The file system had no space although the budget did: somebody else fills it.
     #[error("the file system is full ({detail}): free some space or lower [store] budget")]
     DiskFull {
@@ -130,6 +143,7 @@ impl Fault {
             Self::Invalid { .. } => "invalid",
             Self::NotFound { .. } => "not_found",
             Self::NoRoom { .. } => "no_room",
+            Self::NoMemory { .. } => "no_memory",
             Self::DiskFull { .. } => "disk_full",
             Self::Corrupt { .. } => "corrupt",
             Self::Changed { .. } => "changed",

@@ -278,6 +278,7 @@ pub fn damaged(pieces: u64) {
 /// An ensure ended. `from` is the slowest tier that a model of the set was in when it was asked for.
 pub fn ensure_ended(outcome: EnsureOutcome, from: Tier, elapsed: Duration) {
     let from = match from {
+        Tier::Ram => "ram",
         Tier::Nvme => "nvme",
         Tier::Origin => "origin",
     };
@@ -292,6 +293,7 @@ pub fn flights(phase: Phase, flights: u64) {
         Phase::Checking => "checking",
         Phase::Fetching => "fetching",
         Phase::Finishing => "finishing",
+        Phase::Locking => "locking",
         Phase::Ready | Phase::Failed => return,
     };
     gauge!(ENGINE_FLIGHTS.name, "phase" => phase).set(flights as f64);

@@ -83,6 +83,7 @@ impl Engine {
                 let result = store.discard(name).map(|_| ()).map_err(Fault::from);
                 Done::Event(Event::Discarded { name, result })
             }),
+            Effect::Lock(_) | Effect::Unlock(_) | Effect::NoteResident(_) => unreachable!(),
             Effect::NoteUse(blobs) => self.scribe.note(Note::Uses(blobs, self.clock.wall())),
             Effect::PutLease(lease) => self.scribe.note(Note::PutLease(lease)),
             Effect::EndLease(lease) => self.scribe.note(Note::EndLease(lease)),

@@ -135,6 +135,27 @@ pub enum Event {
         /// Bytes that are free.
         free: u64,
     },
+    /// A blob's pages are in RAM and held; or not.
+    Locked {
+        /// The blob.
+        blob: BlobId,
+        /// How that went.
+        result: Result<(), Fault>,
+    },
+    /// A blob's pages are given back.
+    Unlocked(BlobId),
+    /// Bytes that RAM may hold now, as the node's limits and its free memory have it.
+    RamLimit(u64),
+    /// The node runs short of memory: this many bytes must be given back at once. Nothing new is promoted until
+    /// [`Event::PressureOver`].
+    Pressure {
+        /// Bytes.
+        release: u64,
+        /// What says so.
+        source: &'static str,
+    },
+    /// There is memory again.
+    PressureOver,
     /// How many bytes an origin has sent since the daemon started.
     Sample {
         /// The origin.
@@ -298,6 +319,12 @@ pub enum Effect {
     Remove(BlobId),
     /// Delete an unfinished blob; answer with [`Event::Discarded`].
     Discard(PartialName),
+    /// Read a blob's pages into RAM and hold them; answer with [`Event::Locked`].
+    Lock(BlobId),
+    /// Give a blob's pages back, or stop to read them; answer with [`Event::Unlocked`].
+    Unlock(BlobId),
+    /// The set of blobs that is to be in RAM after a restart, in the order in which it is worth it.
+    NoteResident(Vec<BlobId>),
     /// Note that blobs were used now.
     NoteUse(Vec<BlobId>),
     /// Write a lease down.

@@ -58,6 +58,8 @@ impl Engine {
             | What::FlightFailed { .. }
             | What::Pinned { .. }
             | What::Unpinned { .. }
+            | What::Promoted { .. }
+            | What::Demoted { .. }
             | What::Origin { .. }
             | What::Listed { .. } => {}
         }

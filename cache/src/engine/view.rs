@@ -13,6 +13,8 @@ use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Seq,
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {
+    /// L2: the page cache of the node, locked.
+    Ram,
     /// L3: the disk of the node.
     Nvme,
     /// L4: an origin.
@@ -50,6 +52,8 @@ pub struct EnsureRequest {
     pub models: Vec<ModelKey>,
     /// Demand or prefetch.
     pub priority: Priority,
+    /// The tier that they are wanted in: RAM or the disk.
+    pub target: Tier,
     /// Whether the fetch stops when this caller's stream is dropped and nobody else wants it.
     pub cancel_on_drop: bool,
     /// Shortest time between two progress updates. Clamped to 50 ms..60 s.
@@ -143,6 +147,8 @@ pub enum Phase {
     Checking,
     /// Bytes arrive.
     Fetching,
+    /// On the disk; its pages are being read and locked.
+    Locking,
     /// Whole: the digest is compared, the file made durable and named.
     Finishing,
     /// Whole, verified, in place.
@@ -476,6 +482,28 @@ pub enum What {
         /// Whether it expired by itself.
         expired: bool,
     },
+    /// A model is in RAM: its pages are held until it is demoted.
+    Promoted {
+        /// Its names.
+        models: Vec<ModelKey>,
+        /// Its content.
+        blob: BlobId,
+        /// Its size.
+        bytes: u64,
+        /// How long that took.
+        elapsed_ms: u64,
+    },
+    /// A model left RAM. It is still on the disk.
+    Demoted {
+        /// Its names.
+        models: Vec<ModelKey>,
+        /// Its content.
+        blob: BlobId,
+        /// Bytes given back.
+        bytes: u64,
+        /// Why.
+        reason: DemoteReason,
+    },
     /// An origin changed its state.
     Origin {
         /// The origin.
@@ -519,6 +547,41 @@ pub enum EvictReason {
     Replaced {
         /// The new content.
         by: BlobId,
+    },
+}
+
+/// Why a model left RAM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "why", rename_all = "snake_case")]
+pub enum DemoteReason {
+    /// Room was needed, and the policy chose it.
+    Room {
+        /// The model that needed it.
+        wanted_by: ModelKey,
+        /// The policy.
+        policy: String,
+    },
+    /// Somebody asked for it.
+    Asked {
+        /// Who.
+        by: String,
+    },
+    /// The node runs short of memory.
+    Pressure {
+        /// What said so.
+        source: String,
+    },
+    /// The budget shrank: less memory, a lower limit.
+    Shrunk {
+        /// Bytes over the budget.
+        over: u64,
+    },
+    /// It leaves the disk too.
+    Removed,
+    /// Its pages could not be read or locked.
+    Failed {
+        /// Why.
+        detail: String,
     },
 }
 

@@ -1,5 +1,6 @@
 //! The invariants of the state, written once: tests, models and debug builds share them.
 
+use crate::engine::state::memory::Stage;
 use crate::engine::state::{Fate, State};
 
 impl State {
@@ -38,6 +39,16 @@ impl State {
             }
             let opened = self.flights.values().filter(|other| other.is_open && other.name == flight.name).count();
             claim(opened <= 1, &|| format!("{opened} flights have the file of flight {id} open"));
+        }
+        let ram = |stages: &[Stage]| -> u64 {
+            self.memory.held.values().filter(|held| stages.contains(&held.stage)).map(|held| held.bytes).sum()
+        };
+        let (used, reserved) = (ram(&[Stage::Locked, Stage::Unlocking]), ram(&[Stage::Locking]));
+        let books = (self.memory.budget.used(), self.memory.budget.reserved());
+        claim(books == (used, reserved), &|| format!("RAM books {books:?}, held {used} and {reserved}"));
+        for (id, held) in &self.memory.held {
+            let stored = self.blobs.get(id).is_some_and(|blob| matches!(blob.fate, Fate::Kept | Fate::Scrubbing));
+            claim(stored || held.stage == Stage::Unlocking, &|| format!("{id} is in RAM and not on the disk"));
         }
         for lane in &self.lanes {
             let running = self.requests.values().filter(|request| request.source.origin == lane.origin).count() as u32;

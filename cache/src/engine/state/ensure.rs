@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::clock::Tick;
 use crate::engine::event::{Effect, Found};
+use crate::engine::state::memory::Memory;
 use crate::engine::state::{Fate, State};
 use crate::engine::view::{EnsureFailed, EnsurePlan, EnsureReady, EnsureRequest, PlannedModel, ReadyModel, Tier};
 use crate::fault::Fault;
@@ -45,6 +46,8 @@ pub(crate) enum Step {
     Missing,
     /// A flight brings it.
     Flying(FlightId),
+    /// It is on the disk and wanted in RAM: it waits for room there, or for its pages.
+    Locking(BlobId),
     /// It is ready.
     Ready(BlobId),
     /// It failed.
@@ -80,6 +83,10 @@ impl State {
         if request.models.is_empty() {
             return Err(Fault::Invalid { field: "models", reason: "name at least one model".to_owned() });
         }
+        if request.target == Tier::Origin {
+            let reason = "models can be made ready in RAM or on the disk".to_owned();
+            return Err(Fault::Invalid { field: "target", reason });
+        }
         let most = limits.models_per_request_max as usize;
         if request.models.len() > most {
             let reason = format!("{} models in one request, at most {most} are allowed", request.models.len());
@@ -106,7 +113,8 @@ impl State {
                     Fate::Removing => Step::Missing,
                 };
                 let hold = (step != Step::Missing).then_some(blob);
-                (step, Tier::Nvme, hold)
+                let from = if self.memory.is_locked(blob) { Tier::Ram } else { Tier::Nvme };
+                (step, from, hold)
             }
             None if self.catalog.get(&model).is_some() => (Step::Missing, Tier::Origin, None),
             None => {
@@ -174,7 +182,7 @@ impl State {
             for want in ensure.wants.iter_mut().filter(|want| want.step == *waiting) {
                 let named = self.links.get(&want.model).is_some_and(|link| link.blob == blob);
                 if named {
-                    want.step = Step::Ready(blob);
+                    want.step = arrived(&self.memory, ensure.request.target, blob);
                 } else {
                     want.step = Step::Linking(blob);
                     link.insert(want.model.clone());
@@ -186,6 +194,15 @@ impl State {
             self.out.push(Effect::Link(link));
         }
         self.touch(blob, now);
+    }
+
+    /// A wanted model is on the disk under its name: each of its callers is told so, or waits for RAM.
+    pub(super) fn named_for(&mut self, model: &ModelKey, waiting: &Step, blob: BlobId) {
+        for ensure in self.ensures.values_mut() {
+            for want in ensure.wants.iter_mut().filter(|want| want.step == *waiting && want.model == *model) {
+                want.step = arrived(&self.memory, ensure.request.target, blob);
+            }
+        }
     }
 
     /// Moves every want that matches to a step.
@@ -255,7 +272,18 @@ impl State {
             return Err(EnsureFailed { elapsed, fault: fault.clone(), models: failed });
         }
         let missing = ensure.wants.iter().filter(|want| want.step == Step::Missing).map(|want| &want.model);
-        self.room_for(missing).map_err(|fault| EnsureFailed { elapsed, fault, models: Vec::new() })
+        self.room_for(missing).map_err(|fault| EnsureFailed { elapsed, fault, models: Vec::new() })?;
+        if ensure.request.target == Tier::Ram {
+            let sizes = ensure.wants.iter().map(|want| {
+                let held = want.hold.is_some_and(|blob| self.memory.is_locked(blob));
+                (self.model_bytes(want), held)
+            });
+            let sizes: Vec<(u64, bool)> = sizes.collect();
+            let wanted = sizes.iter().map(|(bytes, _)| bytes).sum();
+            let needed = sizes.iter().filter(|(_, held)| !held).map(|(bytes, _)| bytes).sum();
+            self.ram_for(needed, wanted).map_err(|fault| EnsureFailed { elapsed, fault, models: Vec::new() })?;
+        }
+        Ok(())
     }
 
     /// Creates or joins a flight for each missing model of a caller, the largest first: it gates the set.
@@ -316,9 +344,11 @@ impl State {
     pub(super) fn model_bytes(&self, want: &Want) -> u64 {
         match want.step {
             Step::Flying(flight) => self.flights.get(&flight).map_or(0, |flight| flight.layout.bytes()),
-            Step::Ready(blob) | Step::Inspecting(blob) | Step::Linking(blob) | Step::Scrubbing(blob) => {
-                self.blobs.get(&blob).map_or(0, |blob| blob.bytes)
-            }
+            Step::Ready(blob)
+            | Step::Inspecting(blob)
+            | Step::Linking(blob)
+            | Step::Scrubbing(blob)
+            | Step::Locking(blob) => self.blobs.get(&blob).map_or(0, |blob| blob.bytes),
             Step::Locating | Step::Missing | Step::Failed(_) => {
                 self.catalog.get(&want.model).map_or(0, |entry| entry.bytes)
             }
@@ -412,4 +442,9 @@ impl State {
             blob.holds += 1;
         }
     }
+}
+
+/// What becomes of a want whose blob is whole and named: ready, or on its way to RAM.
+pub(super) fn arrived(memory: &Memory, target: Tier, blob: BlobId) -> Step {
+    if target == Tier::Ram && !memory.is_locked(blob) { Step::Locking(blob) } else { Step::Ready(blob) }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::catalog::Source;
 use crate::clock::Tick;
 use crate::engine::event::{Commit, CommitFault, Effect, RequestId};
-use crate::engine::state::ensure::Step;
+use crate::engine::state::ensure::{Step, arrived};
 use crate::engine::state::{DISK_JOBS_MAX, Fate, State};
 use crate::engine::view::{FlightView, Phase, Priority, What};
 use crate::fault::Fault;
@@ -392,9 +392,9 @@ impl State {
             }));
         }
         let mut held = 0;
-        for want in self.ensures.values_mut().flat_map(|ensure| &mut ensure.wants) {
-            if want.step == Step::Flying(id) {
-                want.step = Step::Ready(blob);
+        for ensure in self.ensures.values_mut() {
+            for want in ensure.wants.iter_mut().filter(|want| want.step == Step::Flying(id)) {
+                want.step = arrived(&self.memory, ensure.request.target, blob);
                 want.hold = Some(blob);
                 held += 1;
             }

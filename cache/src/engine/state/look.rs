@@ -78,6 +78,7 @@ impl State {
                     (flight.phase(), (flight.bytes_done() + passing).min(bytes_total))
                 }),
                 Step::Scrubbing(_) | Step::Inspecting(_) | Step::Linking(_) => (Phase::Checking, 0),
+                Step::Locking(_) => (Phase::Locking, bytes_total),
                 Step::Locating | Step::Missing => (Phase::Waiting, 0),
             };
             progress.bytes_total += bytes_total;
@@ -115,7 +116,7 @@ impl State {
             bytes: blob.map(|blob| blob.bytes).or(entry.map(|entry| entry.bytes)).unwrap_or(0),
             blob: blob.and(link).map(|link| link.blob).or(entry.and_then(|entry| entry.blake3)),
             sha256: blob.and_then(|blob| blob.sha256).or(entry.and_then(|entry| entry.sha256)),
-            tier: if blob.is_some() { Tier::Nvme } else { Tier::Origin },
+            tier: self.tier_of(model),
             path: blob.map(|_| self.config.models.join(model.as_str())),
             trust: blob.map(|blob| blob.trust),
             last_used: blob.map(|blob| blob.last_used),
@@ -162,8 +163,18 @@ impl State {
     }
 
     fn tier_of(&self, model: &ModelKey) -> Tier {
-        let blob = self.links.get(model).and_then(|link| self.blobs.get(&link.blob));
-        if blob.is_some_and(|blob| blob.fate == Fate::Kept) { Tier::Nvme } else { Tier::Origin }
+        let link = self.links.get(model);
+        let blob = link.and_then(|link| self.blobs.get(&link.blob));
+        match (blob, link) {
+            (Some(blob), Some(link)) if blob.fate == Fate::Kept => {
+                if self.memory.is_locked(link.blob) {
+                    Tier::Ram
+                } else {
+                    Tier::Nvme
+                }
+            }
+            _ => Tier::Origin,
+        }
     }
 
     /// The disk's budget. `mode` says how it is written.
@@ -177,6 +188,21 @@ impl State {
             reserved: self.disk.reserved(),
             models: self.links.len() as u64,
             held: held.sum(),
+            mode: mode.to_owned(),
+        }
+    }
+
+    /// The RAM tier's budget. `mode` says how pages are held.
+    #[must_use]
+    pub fn memory(&self, mode: &str) -> TierView {
+        let locked = self.memory.held.keys().filter(|blob| self.memory.is_locked(**blob));
+        TierView {
+            tier: Tier::Ram,
+            capacity: self.memory.budget.limit(),
+            used: self.memory.budget.used(),
+            reserved: self.memory.budget.reserved(),
+            models: locked.filter_map(|blob| self.blobs.get(blob)).map(|blob| blob.models.len() as u64).sum(),
+            held: 0,
             mode: mode.to_owned(),
         }
     }

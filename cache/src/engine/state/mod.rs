@@ -7,6 +7,7 @@
 //! | `flight` | flights: from room, to pieces, to a whole blob |
 //! | `dispatch` | which piece is fetched next, from where |
 //! | `room` | the disk budget: admission, reservation, eviction |
+//! | `memory` | the RAM tier: what is held in RAM, what goes first |
 //! | `patrol` | which stored blob is read again while nothing else happens |
 //! | `stored` | what is on the disk: names, leases, damage |
 //! | `restart` | flights whose source changed or failed; files that are let go |
@@ -18,6 +19,7 @@ mod dispatch;
 mod ensure;
 mod flight;
 mod look;
+mod memory;
 mod patrol;
 mod restart;
 mod room;
@@ -39,11 +41,13 @@ use crate::engine::view::{LeaseView, Trust};
 use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Sha256Digest};
 use crate::plan::EvictionPolicy;
 use crate::plan::connections::Connections;
+use crate::plan::lru::Lru;
 use crate::store::{Inventory, PartialName, StoredLink};
 use crate::units::Share;
 
 use self::ensure::Ensure;
 use self::flight::Flight;
+use self::memory::Memory;
 
 /// Commits, opens and scrubs that run at once: each is one stream of reads or syncs, and disks like a few.
 const DISK_JOBS_MAX: usize = 4;
@@ -134,6 +138,7 @@ pub struct State {
     lanes: Vec<Lane>,
     requests: BTreeMap<RequestId, dispatch::Request>,
     policy: Box<dyn EvictionPolicy>,
+    memory: Memory,
     disk_jobs: usize,
     /// The blob that is being read because it was its turn.
     patrolled: Option<BlobId>,
@@ -197,6 +202,7 @@ impl State {
             lanes,
             requests: BTreeMap::new(),
             policy,
+            memory: Memory::new(Box::new(Lru::default())),
             disk_jobs: 0,
             patrolled: None,
             idle_since: now,
@@ -237,6 +243,11 @@ impl State {
             Event::Adopted { link, bytes, reserved } => self.adopted(link, bytes, reserved, now),
             Event::Space { total, free } => self.space(total, free, now),
             Event::Sample { origin, bytes } => self.sample(&origin, bytes, now),
+            Event::Locked { blob, result } => self.locked(blob, result, now),
+            Event::Unlocked(blob) => self.unlocked(blob),
+            Event::RamLimit(bytes) => self.ram_limit(bytes),
+            Event::Pressure { release, source } => self.pressure(release, source, now),
+            Event::PressureOver => self.pressure_over(),
             Event::Tick => {
                 self.expire_leases(now);
                 self.patrol(now);
@@ -255,6 +266,7 @@ impl State {
             self.finish_ensures(now);
             self.make_room(now);
             self.advance_flights(now);
+            self.fill_memory(now);
             if self.let_go == before {
                 break;
             }

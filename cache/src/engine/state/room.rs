@@ -6,7 +6,7 @@ use crate::clock::Tick;
 use crate::engine::event::Effect;
 use crate::engine::state::flight::{Keep, Stage};
 use crate::engine::state::{Fate, State};
-use crate::engine::view::{EvictReason, Priority, What};
+use crate::engine::view::{DemoteReason, EvictReason, Priority, What};
 use crate::fault::Fault;
 use crate::ids::{BlobId, FlightId, ModelKey};
 use crate::store::PartialName;
@@ -222,6 +222,8 @@ impl State {
     pub(super) fn start_removal(&mut self, blob: BlobId) {
         if let Some(stored) = self.blobs.get_mut(&blob) {
             stored.fate = Fate::Removing;
+            // Pages that are held would keep the bytes on the disk.
+            self.start_unlock(blob, DemoteReason::Removed);
             self.out.push(Effect::Remove(blob));
         }
     }

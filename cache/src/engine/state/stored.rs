@@ -8,7 +8,7 @@ use crate::clock::{Tick, Wall};
 use crate::engine::event::Effect;
 use crate::engine::state::ensure::Step;
 use crate::engine::state::{Blob, Fate, Lease, State};
-use crate::engine::view::{EvictReason, EvictReport, LeaseView, Trust, What};
+use crate::engine::view::{DemoteReason, EvictReason, EvictReport, LeaseView, Trust, What};
 use crate::fault::Fault;
 use crate::ids::{BlobId, LeaseId, ModelKey};
 use crate::store::{Inventory, PartialName, StoredLink};
@@ -82,7 +82,7 @@ impl State {
         match result {
             Ok(()) => {
                 self.name(link.clone(), now);
-                self.each_want(|want| want.step == waiting && want.model == link.model, &Step::Ready(link.blob));
+                self.named_for(&link.model, &waiting, link.blob);
             }
             Err(fault) => {
                 self.each_want(|want| want.step == waiting && want.model == link.model, &Step::Failed(fault));
@@ -141,6 +141,7 @@ impl State {
         if let Some(stored) = self.blobs.get_mut(&blob) {
             stored.last_used = wall;
             self.policy.used(blob, now);
+            self.touch_memory(blob, now);
             self.out.push(Effect::NoteUse(vec![blob]));
         }
     }
@@ -253,6 +254,7 @@ impl State {
                 let detail = format!("{} pieces do not match their digests", bad.len());
                 let pieces_bad = bad.len() as u64;
                 self.out.push(Effect::Record(What::Damaged { models, blob, pieces_bad, detail }));
+                self.start_unlock(blob, DemoteReason::Removed);
                 self.out.push(Effect::Withdraw { blob, bad });
             }
             Err(fault) => {

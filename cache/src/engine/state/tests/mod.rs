@@ -9,7 +9,8 @@ use self::world::{Step, World};
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (0..8u8, 0..8u8, any::<bool>(), any::<bool>()).prop_map(|(a, b, demand, cancel)| Step::Ensure { a, b, demand, cancel }),
+        4 => (0..8u8, 0..8u8, any::<bool>(), any::<bool>(), any::<bool>())
+            .prop_map(|(a, b, demand, cancel, ram)| Step::Ensure { a, b, demand, cancel, ram }),
         2 => any::<u8>().prop_map(Step::Leave),
         12 => any::<u8>().prop_map(Step::DoOne),
         6 => any::<u8>().prop_map(Step::PieceArrives),
@@ -24,6 +25,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<u8>().prop_map(Step::CancelFlight),
         1 => (2..40u8).prop_map(Step::Space),
         3 => (1..60u8).prop_map(Step::Wait),
+        2 => (0..8u8).prop_map(Step::Promote),
+        1 => (0..8u8).prop_map(Step::Demote),
+        1 => (0..30u8).prop_map(Step::RamLimit),
+        1 => (0..30u8).prop_map(Step::Pressure),
+        1 => Just(Step::PressureOver),
         1 => Just(Step::Restart),
     ]
 }

@@ -11,7 +11,7 @@ use crate::clock::{Tick, Wall};
 use crate::config::{FetchConfig, LimitsConfig};
 use crate::engine::event::{Broken, Commit, CommitFault, Effect, Event, Fetch, Found, Relocated, RequestId};
 use crate::engine::state::{State, StateConfig};
-use crate::engine::view::{EnsureRequest, LeaseView, Priority, Trust};
+use crate::engine::view::{EnsureRequest, LeaseView, Priority, Tier, Trust};
 use crate::fault::Fault;
 use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName};
 use crate::piece::{self, Cv, Layout, PIECE_BYTES};
@@ -23,11 +23,18 @@ const ORIGINS: [&str; 2] = ["near", "far"];
 const MODELS: u8 = 8;
 /// Bytes of the world's file system; the budget is half of it.
 const DISK: u64 = 96 * MIB;
+/// Bytes that the world's RAM tier may hold.
+const RAM: u64 = 30 * MIB;
 
 /// Something that the test does to the world.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
-    Ensure { a: u8, b: u8, demand: bool, cancel: bool },
+    Ensure { a: u8, b: u8, demand: bool, cancel: bool, ram: bool },
+    Promote(u8),
+    Demote(u8),
+    RamLimit(u8),
+    Pressure(u8),
+    PressureOver,
     Leave(u8),
     DoOne(u8),
     PieceArrives(u8),
@@ -51,6 +58,7 @@ struct Caller {
     plans: u32,
     ends: u32,
     left: bool,
+    ram: bool,
 }
 
 /// A whole file on the world's disk.
@@ -79,6 +87,9 @@ pub(super) struct World {
     unfinished: BTreeMap<PartialName, Unfinished>,
     open: BTreeMap<FlightId, PartialName>,
     leases: BTreeMap<LeaseId, LeaseView>,
+    /// Blobs whose pages are held.
+    ram: BTreeSet<BlobId>,
+    ram_limit: u64,
     /// Work that was asked for and not done.
     todo: Vec<Effect>,
     pub(super) requests: BTreeMap<RequestId, (Fetch, BTreeSet<u32>)>,
@@ -112,6 +123,8 @@ impl World {
             unfinished: BTreeMap::new(),
             open: BTreeMap::new(),
             leases: BTreeMap::new(),
+            ram: BTreeSet::new(),
+            ram_limit: RAM,
             todo: Vec::new(),
             requests: BTreeMap::new(),
             callers: BTreeMap::new(),
@@ -120,6 +133,7 @@ impl World {
             log: Vec::new(),
         };
         world.tell_space();
+        world.tell_ram();
         world.tell_catalog();
         world
     }
@@ -159,13 +173,16 @@ impl World {
                     for ready in &ready.models {
                         let file = self.files.get(&ready.blob).expect("a ready model is on the disk");
                         assert!(file.names.contains_key(&ready.model), "{} is ready without its name", ready.model);
+                        if self.callers[&id].ram {
+                            assert!(self.ram.contains(&ready.blob), "{} is ready without its pages", ready.model);
+                        }
                     }
                     self.caller(id, |caller| caller.ends += 1);
                 }
                 Effect::TellFailed(id, _) => self.caller(id, |caller| caller.ends += 1),
                 Effect::PutLease(lease) => drop(self.leases.insert(lease.lease, lease)),
                 Effect::EndLease(lease) => drop(self.leases.remove(&lease)),
-                Effect::NoteUse(_) | Effect::Record(_) => {}
+                Effect::NoteUse(_) | Effect::Record(_) | Effect::NoteResident(_) => {}
                 Effect::Bless(blob) => {
                     if let Some(file) = self.files.get_mut(&blob) {
                         file.touched = false;
@@ -235,7 +252,23 @@ impl World {
     pub(super) fn step(&mut self, step: Step) {
         self.now = self.now.after(Duration::from_millis(10));
         match step {
-            Step::Ensure { a, b, demand, cancel } => self.ensure(&[a, b], demand, cancel),
+            Step::Ensure { a, b, demand, cancel, ram } => self.ensure_in(&[a, b], demand, cancel, ram),
+            Step::Promote(n) => {
+                let (_, effects) = self.state.promote(&[model(n)], self.now);
+                self.take(effects);
+            }
+            Step::Demote(n) => {
+                let (_, effects) = self.state.demote(&[model(n)], "world", self.now);
+                self.take(effects);
+            }
+            Step::RamLimit(mib) => {
+                self.ram_limit = u64::from(mib) * MIB;
+                self.tell_ram();
+            }
+            Step::Pressure(mib) => {
+                self.apply(Event::Pressure { release: u64::from(mib) * MIB, source: "world" });
+            }
+            Step::PressureOver => self.apply(Event::PressureOver),
             Step::Leave(n) => {
                 let live = self.callers.iter().filter(|(_, c)| c.ends == 0 && !c.left).map(|(id, _)| *id);
                 if let Some(id) = self.pick(live.collect::<Vec<_>>(), n) {
@@ -316,12 +349,21 @@ impl World {
     }
 
     pub(super) fn ensure(&mut self, models: &[u8], demand: bool, cancel: bool) {
+        self.ensure_in(models, demand, cancel, false);
+    }
+
+    fn tell_ram(&mut self) {
+        self.apply(Event::RamLimit(self.ram_limit));
+    }
+
+    pub(super) fn ensure_in(&mut self, models: &[u8], demand: bool, cancel: bool, ram: bool) {
         let id = EnsureId(self.next_ensure);
         self.next_ensure += 1;
-        self.callers.insert(id, Caller::default());
+        self.callers.insert(id, Caller { ram, ..Caller::default() });
         let request = EnsureRequest {
             models: models.iter().map(|n| model(*n)).collect(),
             priority: if demand { Priority::Demand } else { Priority::Prefetch },
+            target: if ram { Tier::Ram } else { Tier::Nvme },
             cancel_on_drop: cancel,
             progress_interval: Duration::from_secs(1),
             client: "world".to_owned(),
@@ -401,6 +443,19 @@ impl World {
                     Ok(Vec::new())
                 };
                 Event::Scrubbed { blob, bad }
+            }
+            Effect::Lock(blob) => {
+                assert!(self.files.contains_key(&blob), "{blob} is locked and not on the disk");
+                if well {
+                    self.ram.insert(blob);
+                }
+                Event::Locked { blob, result: if well { Ok(()) } else { Err(fault()) } }
+            }
+            Effect::Unlock(blob) => {
+                // Reading that is under way is stopped.
+                self.todo.retain(|work| !matches!(work, Effect::Lock(other) if *other == blob));
+                self.ram.remove(&blob);
+                Event::Unlocked(blob)
             }
             Effect::Withdraw { blob, bad } => {
                 let result = if well { Ok(self.withdraw(blob, &bad)) } else { Err(fault()) };
@@ -533,6 +588,10 @@ impl World {
             disk.used,
             disk.reserved
         );
+        let ram: u64 = self.ram.iter().filter_map(|blob| self.files.get(blob)).map(|file| file.bytes).sum();
+        let books = self.state.memory("world");
+        assert!(ram <= books.used, "{ram} bytes in RAM, {} in the books", books.used);
+        assert!(ram <= RAM, "the RAM budget is exceeded: {ram}");
         assert!(files + unfinished <= DISK / 2, "the budget is exceeded: {files} + {unfinished}");
     }
 
@@ -564,8 +623,10 @@ impl World {
         self.open.clear();
         self.requests.clear();
         self.callers.clear();
+        self.ram.clear();
         self.state = state(self.rng.u64(..), &inventory, self.now);
         self.tell_space();
+        self.tell_ram();
         self.tell_catalog();
     }
 
@@ -585,6 +646,9 @@ impl World {
     pub(super) fn run_to_the_end(&mut self) {
         self.free = DISK;
         self.tell_space();
+        self.ram_limit = RAM;
+        self.tell_ram();
+        self.apply(Event::PressureOver);
         for _ in 0..20_000 {
             self.now = self.now.after(Duration::from_millis(100));
             if let Some(effect) = self.todo.pop() {
@@ -607,6 +671,7 @@ impl World {
         assert!(self.state.is_quiet(), "flights are left over: {:?}", self.state.flights(self.now));
         let disk = self.state.disk("world");
         assert_eq!(disk.reserved, 0, "a reservation leaked");
+        assert_eq!(self.state.memory("world").reserved, 0, "a reservation of RAM leaked");
     }
 
     fn waits(&self) -> bool {
