@@ -10,6 +10,7 @@ pub mod clock;
 pub mod config;
 pub mod engine;
 pub mod fault;
+mod heap;
 pub mod ids;
 pub mod manifest;
 pub mod metrics;

@@ -221,7 +221,7 @@ async fn metrics_and_probes_answer_on_their_own_listener() {
             let lines = body.lines().filter(|line| line.starts_with(name));
             lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
         };
-        assert_eq!(value("tierd_fetch_bytes_total"), (9 * MIB) as f64, "{body}");
+        assert_eq!(value("tierd_fetch_received_bytes_total"), (9 * MIB) as f64, "{body}");
         assert!(value("tierd_rpc_requests_total") >= 2.0, "{body}");
         let (status, _) = ask(&address, "GET", "/nothing", b"").await.expect("it listens");
         assert_eq!(status, 404);

@@ -5,6 +5,7 @@ mod rig;
 
 mod api;
 mod bounded;
+mod callers;
 mod crash;
 mod docs;
 mod fetch;

@@ -63,7 +63,7 @@ async fn seaweed_an_object_replaced_midway_is_never_mixed() {
         let mut daemon = Daemon::prepare(Settings::default());
         let origin = weed.origin("weed", "models", daemon.dir());
         daemon.settings(|settings| {
-            let slow = settings.set("fetch", "bandwidth_max", "\"16 MiB\"").set("fetch", "connections_max", "2");
+            let slow = settings.set("fetch", "bandwidth_max", "\"5 MiB\"").set("fetch", "connections_max", "2");
             slow.origin(&origin)
         });
         daemon.restart().await;

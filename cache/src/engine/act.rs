@@ -13,6 +13,7 @@ use crate::engine::{fetch, sources};
 use crate::fault::Fault;
 use crate::ids::{BlobId, FlightId, ModelKey, OriginName, Sha256Digest};
 use crate::metrics;
+use crate::origin::Origin;
 use crate::piece::Cv;
 use crate::store::{self, Inspection, Partial, Store, StoreError, StoredLink};
 use crate::units::MIB;
@@ -169,7 +170,9 @@ impl Engine {
     }
 
     fn locate(&self, model: ModelKey) {
-        let (origins, done, permits) = (self.origins.clone(), self.done.clone(), self.locates.clone());
+        let with_state = |origin: &Arc<Origin>| (origin.clone(), self.sources.is_listed(origin.name()));
+        let origins: Vec<(Arc<Origin>, bool)> = self.origins.iter().map(with_state).collect();
+        let (done, permits) = (self.done.clone(), self.locates.clone());
         tokio::spawn(async move {
             let Ok(_permit) = permits.acquire_owned().await else { return };
             let result = sources::locate(&origins, &model).await;

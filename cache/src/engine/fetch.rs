@@ -111,7 +111,9 @@ async fn pieces(
                 let bytes = stream.next(most).await?;
                 block.fill(&bytes);
                 hasher.update(&bytes);
-                received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                if !skip {
+                    received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                }
             }
             let at = offset;
             offset += block.len() as u64;
@@ -120,14 +122,12 @@ async fn pieces(
             }
         }
         if skip {
-            received.fetch_sub(range.end - range.start, Ordering::Relaxed);
             continue;
         }
         writes.settle().await.map_err(Failure::Local)?;
         let cv = hasher.finish();
         stream.count();
         partial.finished(piece, cv).map_err(|error| Failure::Local(error.into()))?;
-        received.fetch_sub(range.end - range.start, Ordering::Relaxed);
         let event = Event::PieceDone { flight: fetch.flight, request: fetch.request, piece, cv };
         if lines.done.send(Done::Event(event)).await.is_err() {
             return Err(Failure::Aborted);

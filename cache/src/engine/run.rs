@@ -22,10 +22,11 @@ use crate::engine::gauges::GAUGES_INTERVAL;
 use crate::engine::handle::{COMMANDS_MAX, Command, EngineHandle, Verified};
 use crate::engine::pace::Pace;
 use crate::engine::scribe::{NOTES_MAX, Scribe};
-use crate::engine::sources::Sources;
+use crate::engine::sources::{Located, Sources};
 use crate::engine::state::{State, StateConfig};
 use crate::engine::view::{EvictReport, OriginState, What};
 use crate::fault::Fault;
+use crate::heap;
 use crate::ids::{BlobId, EnsureId, FlightId, ModelKey, OriginName};
 use crate::manifest::Manifest;
 use crate::origin::Origin;
@@ -46,6 +47,8 @@ pub(crate) const SPACE_AGE_MAX: Duration = Duration::from_millis(100);
 /// Blobs that are read for verification at once: one stream fills most disks, two hide the hashing.
 const SCRUBS_MAX: usize = 2;
 
+/// How long nothing must be fetched before the memory for it is given back: a second set often follows the first.
+const TRIM_AFTER: Duration = Duration::from_secs(2);
 /// Models that origins are asked for at once: a set of a thousand unknown names must not become a thousand requests.
 const LOCATES_MAX: usize = 16;
 
@@ -55,7 +58,7 @@ pub(crate) enum Done {
     Event(Event),
     Opened(FlightId, Result<Opened, Fault>),
     Listed(OriginName, Result<OriginSnapshot, Fault>, Option<oneshot::Sender<Result<(), Fault>>>),
-    Located(ModelKey, Result<(OriginName, crate::catalog::Listed), Fault>),
+    Located(ModelKey, Result<Located, Fault>),
     Relocated(FlightId, OriginName, Result<Option<Found>, Fault>),
     ReserveImport(u64, oneshot::Sender<Result<(), Fault>>),
     UnreserveImport(u64),
@@ -111,6 +114,9 @@ pub(crate) struct Engine {
     /// When the gauges were last set, and whether something happened since.
     pub(crate) gauged: Tick,
     pub(crate) stale: bool,
+    /// Since when nothing has been fetched, and whether the memory for it was given back.
+    pub(crate) idle_since: Tick,
+    pub(crate) trimmed: bool,
     pub(crate) models_path: PathBuf,
     pub(crate) next_ensure: u64,
     /// When the state wants to be told that time passed.
@@ -178,6 +184,8 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         free_fs: 0,
         gauged: clock.now(),
         stale: true,
+        idle_since: clock.now(),
+        trimmed: false,
         models_path: config.store.models.clone(),
         next_ensure: 1,
         wake: Tick(u64::MAX),
@@ -249,10 +257,11 @@ impl Engine {
         let refresh = self.refreshed.after(self.refresh_interval);
         let space = self.spaced.after(SPACE_INTERVAL);
         let beat = self.is_busy().then(|| now.after(BEAT));
+        let trim = (!self.trimmed).then(|| self.idle_since.after(TRIM_AFTER));
         let gauges = self.stale.then(|| self.gauged.after(GAUGES_INTERVAL));
         self.wake = self.state.next_wake().unwrap_or(Tick(u64::MAX));
         let state = Some(self.wake.max(now.after(Duration::from_millis(1))));
-        [Some(refresh), Some(space), beat, gauges, state].into_iter().flatten().min().unwrap_or(refresh)
+        [Some(refresh), Some(space), beat, gauges, trim, state].into_iter().flatten().min().unwrap_or(refresh)
     }
 
     /// Whether something happens that is measured or told as it goes.
@@ -313,8 +322,13 @@ impl Engine {
         if now.since(self.refreshed) >= self.refresh_interval && self.draining.is_none() {
             self.refresh(None, None);
         }
-        if self.running.is_empty() && self.open.is_empty() {
+        if self.is_busy() || !self.open.is_empty() {
+            self.idle_since = now;
+            self.trimmed = false;
+        } else if !self.trimmed && now.since(self.idle_since) >= TRIM_AFTER {
+            self.trimmed = true;
             self.pool.trim();
+            heap::trim();
         }
     }
 

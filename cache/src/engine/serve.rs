@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -104,8 +104,11 @@ impl Engine {
                 }
             }
             Done::Located(model, result) => {
-                let result = result.map(|(origin, listed)| {
+                let result = result.map(|(origin, listed, manifest)| {
                     self.sources.found(&origin, listed);
+                    if manifest.is_some() {
+                        self.sources.manifest(&origin, manifest);
+                    }
                     self.apply(Event::Catalog(self.sources.catalog()));
                 });
                 self.apply(Event::Located { model, result });
@@ -138,6 +141,13 @@ impl Engine {
         match &event {
             Event::RequestEnded { request, .. } => {
                 self.running.remove(request);
+            }
+            // From here on the state counts this piece; taken off where progress is told from, so that it never steps back.
+            Event::PieceDone { flight, request, piece, .. } => {
+                if let (Some(running), Some(partial)) = (self.running.get(request), self.open.get(flight)) {
+                    let range = partial.layout().range(*piece);
+                    running.received.fetch_sub(range.end - range.start, Ordering::Relaxed);
+                }
             }
             Event::Committed { flight, result: Ok(_) } => {
                 self.open.remove(flight);

@@ -59,6 +59,11 @@ impl Sources {
         self.found.push((origin.clone(), listed));
     }
 
+    /// Whether an origin was ever listed, in this run or one before: its manifest is known then, if it has one.
+    pub(crate) fn is_listed(&self, origin: &OriginName) -> bool {
+        self.snapshots.get(origin).is_some_and(|snapshot| snapshot.at != Wall::default())
+    }
+
     /// A newer manifest of an origin.
     pub(crate) fn manifest(&mut self, origin: &OriginName, manifest: Option<Manifest>) {
         if let Some(snapshot) = self.snapshots.get_mut(origin) {
@@ -84,24 +89,46 @@ impl Sources {
     }
 }
 
+/// What an origin that was asked for a model has, and its manifest if that had not been read before.
+pub(crate) type Located = (OriginName, Listed, Option<Manifest>);
+
 /// Asks every origin for a model, the preferred first, until one has it.
-pub(crate) async fn locate(origins: &[Arc<Origin>], model: &ModelKey) -> Result<(OriginName, Listed), Fault> {
+///
+/// An origin that was not listed yet is asked for its manifest too: its digests hold from the first fetch on.
+pub(crate) async fn locate(origins: &[(Arc<Origin>, bool)], model: &ModelKey) -> Result<Located, Fault> {
     let mut failed = None;
-    for origin in origins {
-        match origin.locate(model).await {
-            Ok(Some(listed)) => return Ok((origin.name().clone(), listed)),
+    for (origin, is_listed) in origins {
+        match locate_at(origin, *is_listed, model).await {
+            Ok(Some((listed, manifest))) => return Ok((origin.name().clone(), listed, manifest)),
             Ok(None) => {}
             Err(error) => {
                 failed.get_or_insert(error.fault(origin.name(), model.as_str()));
             }
         }
     }
-    let names: Vec<&str> = origins.iter().map(|origin| &*origin.name().0).collect();
+    let names: Vec<&str> = origins.iter().map(|(origin, _)| &*origin.name().0).collect();
     let hint = match names.as_slice() {
         [] => "no origin is configured: add an [[origin]] to the configuration".to_owned(),
         names => format!("asked {}; see tierd models for what there is", names.join(", ")),
     };
     Err(failed.unwrap_or_else(|| Fault::unknown_model(model, hint)))
+}
+
+async fn locate_at(
+    origin: &Origin,
+    is_listed: bool,
+    model: &ModelKey,
+) -> Result<Option<(Listed, Option<Manifest>)>, OriginError> {
+    let Some(listed) = origin.locate(model).await? else { return Ok(None) };
+    if is_listed {
+        return Ok(Some((listed, None)));
+    }
+    match origin.manifest().await {
+        Ok(manifest) => Ok(Some((listed, manifest))),
+        // Servers that hide what they have say this of what they do not have; the model itself they have just shown.
+        Err(OriginError::Denied { .. }) => Ok(Some((listed, None))),
+        Err(error) => Err(error),
+    }
 }
 
 /// What an origin has now under a model's name, with the digests of its present manifest.
@@ -126,4 +153,40 @@ pub(crate) async fn relocate(
         sha256: named.and_then(|named| named.sha256),
     };
     Ok(Some((listed, manifest, relocated)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{OriginConfig, OriginKind};
+    use crate::ids::BlobId;
+    use crate::manifest::ManifestModel;
+
+    #[tokio::test]
+    async fn a_model_that_is_asked_for_before_the_first_listing_is_held_to_the_manifest() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(folder.path().join("vae")).expect("a folder");
+        std::fs::write(folder.path().join("vae/a.safetensors"), [0; 8]).expect("a file");
+        let model = ModelKey::parse("vae/a.safetensors").expect("a key");
+        let mut manifest = Manifest::empty();
+        let digest = BlobId([7; 32]);
+        let row =
+            ManifestModel { name: model.clone(), size: 8, blake3: Some(digest), sha256: None, sources: Vec::new() };
+        manifest.merge([row]);
+        std::fs::write(folder.path().join("tierd-manifest.json"), manifest.to_json()).expect("a file");
+        let config = OriginConfig::new("pool", OriginKind::Folder { path: folder.path().to_owned() });
+        let origin = Arc::new(Origin::open(&config).expect("good"));
+
+        let mut sources = Sources::new(std::slice::from_ref(&origin));
+        assert!(!sources.is_listed(origin.name()));
+        let (name, listed, manifest) = locate(&[(origin.clone(), false)], &model).await.expect("found");
+        sources.found(&name, listed);
+        sources.manifest(&name, manifest);
+        assert_eq!(sources.catalog().get(&model).expect("known").blake3, Some(digest));
+
+        sources.listed(origin.snapshot(Wall(1)).await.expect("listed"));
+        assert!(sources.is_listed(origin.name()));
+        let (_, _, again) = locate(&[(origin, true)], &model).await.expect("found");
+        assert_eq!(again, None, "it is known already");
+    }
 }

@@ -2,7 +2,8 @@
 
 use super::http::ask;
 use super::servers::{Weed, nginx, rclone};
-use super::{Content, Fault, FaultOrigin, MIB, within};
+use super::watch::Eyes;
+use super::{Content, Fault, FaultOrigin, MIB, until, within};
 
 const NAME: &str = "loras/a b.safetensors";
 const PATH: &str = "/loras/a%20b.safetensors";
@@ -56,6 +57,26 @@ async fn the_servers_of_others_start_and_end() {
         drop(nginx("the_servers", root.path(), "").await);
         drop(rclone("the_servers", root.path()).await);
         drop(Weed::start("the_servers", "bucket").await);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn eyes_see_a_file_that_has_its_size_and_not_its_bytes() {
+    within(30, async {
+        let folder = tempfile::tempdir().expect("a folder");
+        let content = Content::model(3, 4 * MIB);
+        let path = folder.path().join("model.safetensors");
+        content.write_to(&path);
+        let eyes = Eyes::on(path.clone(), content.clone());
+        until("it is looked at", 10, || async { (eyes.looks() > 0).then_some(()) }).await;
+        eyes.assert_clean();
+
+        std::fs::remove_file(&path).expect("it is there");
+        let file = std::fs::File::create(&path).expect("it can be made");
+        file.set_len(content.bytes()).expect("it can be sized");
+        let eyes = Eyes::on(path, content);
+        until("it is seen", 10, || async { eyes.has_seen_bad().then_some(()) }).await;
     })
     .await;
 }

@@ -327,7 +327,7 @@ impl Cli {
     /// Runs a command to its end.
     pub(crate) async fn run(&self, args: &[&str]) -> Done {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tierd"));
-        command.arg("--socket").arg(&self.socket).arg("--config").arg(&self.config).args(args);
+        command.arg("--config").arg(&self.config).args(args).env("TIERD_SOCKET", &self.socket);
         command.env_remove("TIERD_TOKEN").envs(&self.env).stdin(Stdio::null());
         let run = tokio::task::spawn_blocking(move || command.output());
         let output = run.await.expect("it does not panic").expect("the binary runs");

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "a rig offers what a test may need next")]
 
+mod answer;
 mod claims;
 pub(crate) mod client;
 pub(crate) mod content;

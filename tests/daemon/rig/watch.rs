@@ -36,6 +36,16 @@ impl Eyes {
         Self { stop, looks, thread: Some(thread) }
     }
 
+    /// How often it looked so far.
+    pub(crate) fn looks(&self) -> u64 {
+        self.looks.load(SeqCst)
+    }
+
+    /// Whether it has seen enough and ended.
+    pub(crate) fn has_seen_bad(&self) -> bool {
+        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
     /// Stops, and fails if anything but the whole content was ever seen. Says how often it looked.
     pub(crate) fn assert_clean(mut self) -> u64 {
         self.stop.store(true, SeqCst);
