@@ -14,6 +14,8 @@ use crate::units::{GIB, MIB, Share};
 pub struct EngineConfig {
     /// L3.
     pub store: StoreConfig,
+    /// L2.
+    pub ram: RamConfig,
     /// L4, in order of preference.
     pub origins: Vec<OriginConfig>,
     /// How bytes are fetched.
@@ -44,6 +46,23 @@ pub struct StoreConfig {
     pub file_mode: u32,
     /// Mode of folders. Default 0750, for the same reason.
     pub dir_mode: u32,
+}
+
+/// L2: how much RAM may be held.
+#[derive(Debug, Clone)]
+pub struct RamConfig {
+    /// Most bytes of RAM that models may hold. Default 50 %: the other half is ComfyUI's, whose own caches want as much again. 0 turns
+    /// the tier off. Less is held where a cgroup, `RLIMIT_MEMLOCK` or the reserve says so.
+    pub budget: Share,
+    /// RAM that always stays available to others. Default none: an eighth more than the threshold below which ComfyUI drops its own
+    /// models, min(10 GiB, max(2 GiB, 10 % of RAM)).
+    pub reserve: Option<Share>,
+}
+
+impl Default for RamConfig {
+    fn default() -> Self {
+        Self { budget: Share::Percent(50.0), reserve: None }
+    }
 }
 
 /// Whether fetched bytes bypass the page cache.

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::view::{
     EnsureRequest, EnsureUpdate, EvictReport, FlightView, ImportedFile, LeaseView, ModelFilter, ModelPage, ModelView,
-    NodeView, Occurrence,
+    MoveReport, NodeView, Occurrence, RamHold,
 };
 use crate::fault::Fault;
 use crate::ids::{FlightId, LeaseId, ModelKey, OriginName, Seq};
@@ -26,7 +26,15 @@ pub(crate) enum Command {
     Flight(FlightId, oneshot::Sender<Result<FlightView, Fault>>),
     Flights(oneshot::Sender<Vec<FlightView>>),
     CancelFlight(FlightId, String, oneshot::Sender<Result<(), Fault>>),
-    Pin { models: Vec<ModelKey>, owner: String, ttl: Duration, reply: oneshot::Sender<Result<LeaseView, Fault>> },
+    Pin {
+        models: Vec<ModelKey>,
+        owner: String,
+        ttl: Duration,
+        ram: RamHold,
+        reply: oneshot::Sender<Result<LeaseView, Fault>>,
+    },
+    Promote { models: Vec<ModelKey>, reply: oneshot::Sender<Result<MoveReport, Fault>> },
+    Demote { models: Vec<ModelKey>, by: String, reply: oneshot::Sender<Result<MoveReport, Fault>> },
     Unpin(LeaseId, oneshot::Sender<Result<LeaseView, Fault>>),
     Leases(oneshot::Sender<Vec<LeaseView>>),
     Evict { models: Vec<ModelKey>, by: String, reply: oneshot::Sender<Result<EvictReport, Fault>> },
@@ -121,9 +129,34 @@ impl EngineHandle {
     ///
     /// # Errors
     ///
-    /// [`Fault::Invalid`] for an empty list, an empty owner or a ttl of zero or above `lease_max`; [`Fault::Busy`]; [`Fault::NotFound`].
-    pub async fn pin(&self, models: Vec<ModelKey>, owner: String, ttl: Duration) -> Result<LeaseView, Fault> {
-        self.ask(|reply| Command::Pin { models, owner, ttl, reply }).await?
+    /// [`Fault::Invalid`] for an empty list, an empty owner or a ttl of zero or above `lease_max`; [`Fault::Busy`];
+    /// [`Fault::NotFound`]; [`Fault::NoMemory`] for a hard hold that cannot fit.
+    pub async fn pin(
+        &self,
+        models: Vec<ModelKey>,
+        owner: String,
+        ttl: Duration,
+        ram: RamHold,
+    ) -> Result<LeaseView, Fault> {
+        self.ask(|reply| Command::Pin { models, owner, ttl, ram, reply }).await?
+    }
+
+    /// Starts to hold models in RAM that are on the disk, in this order; does not wait.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Invalid`] for an empty list.
+    pub async fn promote(&self, models: Vec<ModelKey>) -> Result<MoveReport, Fault> {
+        self.ask(|reply| Command::Promote { models, reply }).await?
+    }
+
+    /// Gives the RAM of models back; they stay on the disk. Held ones stay and are reported.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Invalid`] for an empty list.
+    pub async fn demote(&self, models: Vec<ModelKey>, by: String) -> Result<MoveReport, Fault> {
+        self.ask(|reply| Command::Demote { models, by, reply }).await?
     }
 
     /// Ends a lease.

@@ -296,8 +296,33 @@ pub struct LeaseView {
     pub owner: String,
     /// What it holds.
     pub models: Vec<ModelKey>,
+    /// Whether it holds them in RAM too, and how hard.
+    #[serde(default)]
+    pub ram: RamHold,
     /// When it ends by itself.
     pub expires: Wall,
+}
+
+/// What a lease says about RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RamHold {
+    /// Nothing: the disk only.
+    #[default]
+    None,
+    /// Its models are promoted, and demoted last.
+    Soft,
+    /// Its models are promoted and never demoted while it lasts, not even under memory pressure. Refused if they cannot all fit.
+    Hard,
+}
+
+/// What a promotion or demotion did.
+#[derive(Debug, Clone, Default)]
+pub struct MoveReport {
+    /// Models that are on their way, or were there already.
+    pub moved: Vec<ModelKey>,
+    /// Models that stay where they are, and why.
+    pub kept: Vec<(ModelKey, Fault)>,
 }
 
 /// What an eviction did.
@@ -347,8 +372,10 @@ pub struct TierView {
     pub models: u64,
     /// Bytes that a lease or a flight keeps from being evicted.
     pub held: u64,
-    /// How it works here: `direct`, `buffered`.
+    /// How it works here: `direct` or `buffered` on the disk; `locked`, `warm` or `off` in RAM.
     pub mode: String,
+    /// What limits it and why it works like that, in words; empty if there is nothing to say.
+    pub detail: String,
 }
 
 /// How an origin is.
