@@ -314,6 +314,17 @@ pub fn events_dropped(events: u64) {
     counter!(ENGINE_EVENTS_DROPPED.name).increment(events);
 }
 
+/// The kernel said that memory is short.
+pub fn ram_pressure(source: &'static str) {
+    counter!(RAM_PRESSURE.name, "source" => source).increment(1);
+}
+
+/// A model's pages were locked.
+pub fn ram_locked(bytes: u64, elapsed: Duration) {
+    counter!(RAM_LOCKED.name).increment(bytes);
+    histogram!(RAM_LOCK_SECONDS.name).record(elapsed);
+}
+
 /// A gRPC request ended. `method` is the rpc's name, `code` the status's; both from the program, never from the caller.
 pub fn rpc_ended(method: &'static str, code: &'static str) {
     counter!(RPC_REQUESTS.name, "method" => method, "code" => code).increment(1);

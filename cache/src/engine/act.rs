@@ -84,7 +84,9 @@ impl Engine {
                 let result = store.discard(name).map(|_| ()).map_err(Fault::from);
                 Done::Event(Event::Discarded { name, result })
             }),
-            Effect::Lock(_) | Effect::Unlock(_) | Effect::NoteResident(_) => unreachable!(),
+            Effect::Lock { blob, bytes } => self.lock(blob, bytes),
+            Effect::Unlock(blob) => self.unlock(blob),
+            Effect::NoteResident(blobs) => self.note_resident(&blobs),
             Effect::NoteUse(blobs) => self.scribe.note(Note::Uses(blobs, self.clock.wall())),
             Effect::PutLease(lease) => self.scribe.note(Note::PutLease(lease)),
             Effect::EndLease(lease) => self.scribe.note(Note::EndLease(lease)),

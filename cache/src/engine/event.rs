@@ -320,7 +320,12 @@ pub enum Effect {
     /// Delete an unfinished blob; answer with [`Event::Discarded`].
     Discard(PartialName),
     /// Read a blob's pages into RAM and hold them; answer with [`Event::Locked`].
-    Lock(BlobId),
+    Lock {
+        /// The blob.
+        blob: BlobId,
+        /// Its size.
+        bytes: u64,
+    },
     /// Give a blob's pages back, or stop to read them; answer with [`Event::Unlocked`].
     Unlock(BlobId),
     /// The set of blobs that is to be in RAM after a restart, in the order in which it is worth it.

@@ -6,6 +6,7 @@ mod chronicle;
 pub mod event;
 mod fetch;
 mod gauges;
+mod memory;
 pub mod handle;
 mod pace;
 mod run;

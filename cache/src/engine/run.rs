@@ -20,6 +20,7 @@ use crate::engine::event::{Effect, Event, RequestId};
 use crate::engine::fetch::Lines;
 use crate::engine::gauges::GAUGES_INTERVAL;
 use crate::engine::handle::{COMMANDS_MAX, Command, EngineHandle, Verified};
+use crate::engine::memory::Ram;
 use crate::engine::pace::Pace;
 use crate::engine::scribe::{NOTES_MAX, Scribe};
 use crate::engine::sources::{Located, Sources};
@@ -60,6 +61,8 @@ pub(crate) enum Done {
     Listed(OriginName, Result<OriginSnapshot, Fault>, Option<oneshot::Sender<Result<(), Fault>>>),
     Located(ModelKey, Result<Located, Fault>),
     Relocated(FlightId, OriginName, Result<Option<Found>, Fault>),
+    Held(BlobId, Result<Arc<crate::resident::Held>, Fault>),
+    Pressed(crate::resident::pressure::Pressure),
     ReserveImport(u64, oneshot::Sender<Result<(), Fault>>),
     UnreserveImport(u64),
 }
@@ -99,6 +102,7 @@ pub(crate) struct Engine {
     pub(crate) done: mpsc::Sender<Done>,
     pub(crate) callers: Callers,
     pub(crate) chronicle: Chronicle,
+    pub(crate) ram: Ram,
     pub(crate) open: HashMap<FlightId, Arc<Partial>>,
     pub(crate) running: HashMap<RequestId, Running>,
     pub(crate) evicting: Vec<Evicting>,
@@ -171,6 +175,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         origin_states: HashMap::new(),
         done,
         callers: Callers::default(),
+        ram: Ram::new(config.ram.clone()),
         chronicle: Chronicle::new(inventory.events, inventory.next_seq, NOTES_MAX as u64, events_max),
         open: HashMap::new(),
         running: HashMap::new(),
@@ -199,6 +204,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
     };
     // First of all: until the limit is known, everything found on the disk is too much of it.
     engine.measure_space();
+    engine.recall_resident();
     engine.recall_catalog();
     let bytes = inventory.blobs.iter().map(|blob| blob.bytes).sum();
     engine.record(What::Started { blobs: inventory.blobs.len() as u64, bytes });
@@ -322,6 +328,7 @@ impl Engine {
         if now.since(self.refreshed) >= self.refresh_interval && self.draining.is_none() {
             self.refresh(None, None);
         }
+        self.rest_ram();
         if self.is_busy() || !self.open.is_empty() {
             self.idle_since = now;
             self.trimmed = false;

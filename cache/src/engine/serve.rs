@@ -13,7 +13,7 @@ use crate::engine::handle::{Command, Verified};
 use crate::engine::run::{Done, Engine, Evicting, SPACE_AGE_MAX};
 use crate::engine::scribe::Note;
 use crate::engine::view::{
-    EnsureRequest, EnsureUpdate, ImportOutcome, ImportedFile, NodeView, OriginState, OriginView, What,
+    EnsureRequest, EnsureUpdate, ImportOutcome, ImportedFile, NodeView, OriginState, OriginView, RamHold, Tier, What,
 };
 use crate::fault::Fault;
 use crate::ids::{BlobId, EnsureId, ModelKey, OriginName};
@@ -45,8 +45,11 @@ impl Engine {
                 let result = self.state.cancel(flight, &by, now);
                 let _ = reply.send(result.map(|effects| self.act(effects)));
             }
-            Command::Pin { models, owner, ttl, reply } => {
-                let result = self.state.pin(&models, &owner, ttl, now, self.clock.wall());
+            Command::Pin { models, owner, ttl, ram, reply } => {
+                if ram != RamHold::None {
+                    self.measure_ram();
+                }
+                let result = self.state.pin(&models, (&owner, ttl, ram), now, self.clock.wall());
                 let _ = reply.send(result.map(|(lease, effects)| {
                     self.act(effects);
                     lease
@@ -60,6 +63,17 @@ impl Engine {
             }
             Command::Leases(reply) => {
                 let _ = reply.send(self.state.leases());
+            }
+            Command::Promote { models, reply } => {
+                self.measure_ram();
+                let (report, effects) = self.state.promote(&models, now);
+                self.act(effects);
+                let _ = reply.send(report);
+            }
+            Command::Demote { models, by, reply } => {
+                let (report, effects) = self.state.demote(&models, &by, now);
+                self.act(effects);
+                let _ = reply.send(report);
             }
             Command::Evict { models, by, reply } => self.evict(&models, &by, reply),
             Command::Models { filter, after, max, reply } => {
@@ -133,6 +147,8 @@ impl Engine {
                     self.state.unreserve_import(bytes);
                 }
             }
+            Done::Held(blob, result) => self.held(blob, result),
+            Done::Pressed(look) => self.pressed(&look),
             Done::UnreserveImport(bytes) => self.state.unreserve_import(bytes),
         }
     }
@@ -169,6 +185,9 @@ impl Engine {
     fn ensure(&mut self, request: EnsureRequest) -> mpsc::Receiver<EnsureUpdate> {
         let id = EnsureId(self.next_ensure);
         self.next_ensure += 1;
+        if request.target == Tier::Ram {
+            self.measure_ram();
+        }
         let stream = self.callers.add(id, request.progress_interval, self.clock.now());
         self.apply(Event::Ensure { id, request });
         stream
@@ -291,7 +310,7 @@ impl Engine {
         let (flights, ensures, leases, models_known) = self.state.counts();
         NodeView {
             uptime: Duration::from_micros(self.clock.now().0),
-            tiers: vec![self.state.disk(self.store.mode())],
+            tiers: vec![self.ram_view(), self.state.disk(self.store.mode())],
             origins: self.origins.iter().map(|origin| self.origin(origin)).collect(),
             flights,
             ensures,

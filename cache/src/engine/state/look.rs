@@ -189,6 +189,7 @@ impl State {
             models: self.links.len() as u64,
             held: held.sum(),
             mode: mode.to_owned(),
+            detail: String::new(),
         }
     }
 
@@ -196,14 +197,16 @@ impl State {
     #[must_use]
     pub fn memory(&self, mode: &str) -> TierView {
         let locked = self.memory.held.keys().filter(|blob| self.memory.is_locked(**blob));
+        let hard = self.memory.held.iter().filter(|(blob, _)| self.ram_holder(**blob).is_some()).map(|(_, held)| held.bytes);
         TierView {
             tier: Tier::Ram,
             capacity: self.memory.budget.limit(),
             used: self.memory.budget.used(),
             reserved: self.memory.budget.reserved(),
             models: locked.filter_map(|blob| self.blobs.get(blob)).map(|blob| blob.models.len() as u64).sum(),
-            held: 0,
+            held: hard.sum(),
             mode: mode.to_owned(),
+            detail: String::new(),
         }
     }
 
@@ -246,6 +249,12 @@ impl State {
     #[must_use]
     pub fn origin_of(&self, request: RequestId) -> Option<&OriginName> {
         self.requests.get(&request).map(|request| &request.source.origin)
+    }
+
+    /// Whether a blob is on its way off the disk.
+    #[cfg(test)]
+    pub(crate) fn is_leaving(&self, blob: BlobId) -> bool {
+        self.blobs.get(&blob).is_none_or(|blob| matches!(blob.fate, Fate::Removing | Fate::Withdrawing))
     }
 
     /// Requests under way.

@@ -9,7 +9,7 @@ use crate::clock::Tick;
 use crate::engine::event::Effect;
 use crate::engine::state::ensure::Step;
 use crate::engine::state::{Fate, State};
-use crate::engine::view::{DemoteReason, Tier, What};
+use crate::engine::view::{DemoteReason, LeaseView, MoveReport, RamHold, Tier, What};
 use crate::fault::Fault;
 use crate::ids::{BlobId, ModelKey};
 use crate::plan::EvictionPolicy;
@@ -62,46 +62,150 @@ impl Memory {
 }
 
 impl State {
-    /// Promotes models that are on the disk, in order. Those that are not there are reported.
-    pub fn promote(&mut self, models: &[ModelKey], now: Tick) -> (Vec<(ModelKey, Fault)>, Vec<Effect>) {
-        let mut refused = Vec::new();
+    /// Promotes models that are on the disk, in order. Those that are not there, or are too large, are reported.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Invalid`] for an empty list.
+    pub fn promote(&mut self, models: &[ModelKey], now: Tick) -> (Result<MoveReport, Fault>, Vec<Effect>) {
+        let mut report = MoveReport::default();
+        if models.is_empty() {
+            return (Err(nothing_named()), Vec::new());
+        }
         for model in models {
             match self.stored(model) {
                 Some((_, bytes)) if bytes > self.memory.budget.limit() => {
                     let free = self.memory.budget.free();
-                    refused.push((model.clone(), Fault::NoMemory { needed: bytes, free, evictable: self.demotable() }));
+                    let fault = Fault::NoMemory { needed: bytes, free, evictable: self.demotable() };
+                    report.kept.push((model.clone(), fault));
                 }
                 Some((blob, _)) => {
-                    if !self.memory.held.contains_key(&blob) && !self.memory.queue.contains(&blob) {
-                        self.memory.queue.push_back(blob);
-                    }
-                    self.memory.policy.used(blob, now);
+                    self.queue(blob, now);
+                    report.moved.push(model.clone());
                 }
-                None => refused
-                    .push((model.clone(), Fault::unknown_model(model, "it is not on this node; ensure it first"))),
+                None => {
+                    let fault = Fault::unknown_model(model, "it is not on this node; ensure it first");
+                    report.kept.push((model.clone(), fault));
+                }
             }
         }
         self.settle(now);
-        (refused, std::mem::take(&mut self.out))
+        (Ok(report), std::mem::take(&mut self.out))
+    }
+
+    fn queue(&mut self, blob: BlobId, now: Tick) {
+        if !self.memory.held.contains_key(&blob) && !self.memory.queue.contains(&blob) {
+            self.memory.queue.push_back(blob);
+        }
+        self.memory.policy.used(blob, now);
     }
 
     /// Demotes models: their pages are given back, they stay on the disk. Held ones stay and are reported.
-    pub fn demote(&mut self, models: &[ModelKey], by: &str, now: Tick) -> (Vec<(ModelKey, Fault)>, Vec<Effect>) {
-        let mut kept = Vec::new();
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Invalid`] for an empty list.
+    pub fn demote(&mut self, models: &[ModelKey], by: &str, now: Tick) -> (Result<MoveReport, Fault>, Vec<Effect>) {
+        let mut report = MoveReport::default();
+        if models.is_empty() {
+            return (Err(nothing_named()), Vec::new());
+        }
         let models: BTreeSet<&ModelKey> = models.iter().collect();
         for model in models {
             let held = self.links.get(model).map(|link| link.blob).filter(|blob| self.memory.held.contains_key(blob));
-            match held {
-                None => kept.push((model.clone(), Fault::unknown_model(model, "it is not in RAM"))),
-                Some(blob) if self.is_wanted_in_ram(blob) => {
-                    let held_by = "a caller waits for it or is being served".to_owned();
-                    kept.push((model.clone(), Fault::Held { what: model.to_string(), held_by }));
+            let Some(blob) = held else {
+                report.kept.push((model.clone(), Fault::unknown_model(model, "it is not in RAM")));
+                continue;
+            };
+            match self.ram_holder(blob) {
+                Some(held_by) => report.kept.push((model.clone(), Fault::Held { what: model.to_string(), held_by })),
+                None => {
+                    self.start_unlock(blob, DemoteReason::Asked { by: by.to_owned() });
+                    report.moved.push(model.clone());
                 }
-                Some(blob) => self.start_unlock(blob, DemoteReason::Asked { by: by.to_owned() }),
             }
         }
         self.settle(now);
-        (kept, std::mem::take(&mut self.out))
+        (Ok(report), std::mem::take(&mut self.out))
+    }
+
+    /// Who keeps a blob in RAM, in words; `None` if it may go.
+    pub(super) fn ram_holder(&self, blob: BlobId) -> Option<String> {
+        if self.is_wanted_in_ram(blob) {
+            return Some("callers are being served with it".to_owned());
+        }
+        let models = &self.blobs.get(&blob)?.models;
+        let holds = |lease: &&super::Lease| {
+            lease.view.ram == RamHold::Hard && lease.view.models.iter().any(|model| models.contains(model))
+        };
+        let lease = self.leases.values().find(holds)?;
+        Some(format!("lease {} of {:?} holds it in RAM", lease.view.lease, lease.view.owner))
+    }
+
+    /// Blobs that leases hold in RAM, and how hard.
+    fn leased_in_ram(&self) -> BTreeMap<BlobId, RamHold> {
+        let mut held: BTreeMap<BlobId, RamHold> = BTreeMap::new();
+        for lease in self.leases.values().filter(|lease| lease.view.ram != RamHold::None) {
+            for blob in lease.view.models.iter().filter_map(|model| self.links.get(model)).map(|link| link.blob) {
+                let hard = lease.view.ram == RamHold::Hard || held.get(&blob) == Some(&RamHold::Hard);
+                held.insert(blob, if hard { RamHold::Hard } else { RamHold::Soft });
+            }
+        }
+        held
+    }
+
+    /// Whether a hard hold on these models fits beside the hard holds that there are.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::NoMemory`]; [`Fault::NotFound`] for a model that is not on the disk.
+    pub(super) fn hard_hold_fits(&self, models: &[ModelKey]) -> Result<(), Fault> {
+        let hard = self.leased_in_ram();
+        let mut wanted: BTreeMap<BlobId, u64> = BTreeMap::new();
+        for model in models {
+            let unknown = || Fault::unknown_model(model, "only what is on the disk can be held in RAM; ensure it first");
+            let (blob, bytes) = self.stored(model).ok_or_else(unknown)?;
+            wanted.insert(blob, bytes);
+        }
+        let needed: u64 = wanted.values().sum();
+        for (blob, hold) in &hard {
+            if *hold == RamHold::Hard && !wanted.contains_key(blob) {
+                wanted.insert(*blob, self.blobs.get(blob).map_or(0, |blob| blob.bytes));
+            }
+        }
+        let limit = self.memory.budget.limit();
+        let all: u64 = wanted.values().sum();
+        if all <= limit {
+            return Ok(());
+        }
+        let free = limit.saturating_sub(all - needed);
+        Err(Fault::NoMemory { needed, free, evictable: 0 })
+    }
+
+    /// Promotes what a lease holds in RAM.
+    pub(super) fn queue_lease(&mut self, lease: &LeaseView, now: Tick) {
+        if lease.ram == RamHold::None {
+            return;
+        }
+        for model in &lease.models {
+            if let Some((blob, _)) = self.stored(model) {
+                self.queue(blob, now);
+            }
+        }
+    }
+
+    /// Takes up the set of before a restart, in order, as far as it is still stored.
+    pub fn relock(&mut self, blobs: &[BlobId], now: Tick) -> Vec<Effect> {
+        let stored = blobs.iter().filter(|blob| self.blobs.contains_key(blob)).copied();
+        self.memory.queue = stored.collect();
+        self.settle(now);
+        std::mem::take(&mut self.out)
+    }
+
+    /// Bytes of RAM that are being given back.
+    #[must_use]
+    pub fn ram_leaving(&self) -> u64 {
+        self.memory.leaving()
     }
 
     /// Whether a caller of today wants a blob in RAM.
@@ -112,8 +216,10 @@ impl State {
     }
 
     fn demotable(&self) -> u64 {
-        let locked = self.memory.held.iter().filter(|(_, held)| held.stage != Stage::Unlocking);
-        locked.filter(|(blob, _)| !self.is_wanted_in_ram(**blob)).map(|(_, held)| held.bytes).sum()
+        let leased = self.leased_in_ram();
+        let held = self.memory.held.iter();
+        let may_go = |blob: &BlobId| leased.get(blob) != Some(&RamHold::Hard) && !self.is_wanted_in_ram(*blob);
+        held.filter(|(blob, held)| held.stage == Stage::Unlocking || may_go(blob)).map(|(_, held)| held.bytes).sum()
     }
 
     /// Whether all models of a set fit into RAM together, with everything demotable gone.
@@ -132,10 +238,14 @@ impl State {
             return;
         }
         let mut wanted: Vec<BlobId> = Vec::new();
-        for want in self.ensures.values().filter(|ensure| ensure.admitted).flat_map(|ensure| &ensure.wants) {
-            if let Step::Locking(blob) = want.step {
-                wanted.push(blob);
-            }
+        for ensure in self.ensures.values().filter(|ensure| ensure.admitted) {
+            let locking = ensure.wants.iter().filter_map(|want| match want.step {
+                Step::Locking(blob) => Some((order_of_use(want.model.folder()), blob)),
+                _ => None,
+            });
+            let mut locking: Vec<(u8, BlobId)> = locking.collect();
+            locking.sort_by_key(|(order, _)| *order);
+            wanted.extend(locking.into_iter().map(|(_, blob)| blob));
         }
         for blob in wanted {
             if !self.lock(blob, true, now) {
@@ -163,7 +273,7 @@ impl State {
         if self.memory.budget.reserve(bytes) {
             self.memory.held.insert(blob, Held { bytes, stage: Stage::Locking, since: now });
             self.memory.policy.inserted(blob, bytes, now);
-            self.out.push(Effect::Lock(blob));
+            self.out.push(Effect::Lock { blob, bytes });
             return true;
         }
         let short = (bytes + self.memory.budget.over()).saturating_sub(self.memory.budget.free());
@@ -192,12 +302,20 @@ impl State {
             .filter(|ensure| ensure.request.target == Tier::Ram)
             .flat_map(|ensure| ensure.wants.iter().filter_map(|want| want.hold))
             .collect();
+        let leased = self.leased_in_ram();
         let held = &self.memory.held;
-        let evictable = |blob: BlobId| {
+        let evictable = |blob: BlobId, holds: &[RamHold]| {
             let held = held.get(&blob).filter(|held| held.stage != Stage::Unlocking)?;
-            (!wanted.contains(&blob)).then_some(held.bytes)
+            let hold = leased.get(&blob).copied().unwrap_or_default();
+            (!wanted.contains(&blob) && holds.contains(&hold)).then_some(held.bytes)
         };
-        let victims = self.memory.policy.victims(bytes, &evictable, now);
+        let size = |victims: &[BlobId]| -> u64 { victims.iter().filter_map(|blob| held.get(blob)).map(|held| held.bytes).sum() };
+        let mut victims = self.memory.policy.victims(bytes, &|blob| evictable(blob, &[RamHold::None]), now);
+        let short = bytes.saturating_sub(size(&victims));
+        if short > 0 {
+            // What a soft lease holds goes last.
+            victims.extend(self.memory.policy.victims(short, &|blob| evictable(blob, &[RamHold::Soft]), now));
+        }
         let mut found = 0;
         for blob in victims {
             found += self.memory.held.get(&blob).map_or(0, |held| held.bytes);
@@ -295,5 +413,18 @@ impl State {
         if self.memory.held.contains_key(&blob) {
             self.memory.policy.used(blob, now);
         }
+    }
+}
+
+fn nothing_named() -> Fault {
+    Fault::Invalid { field: "models", reason: "name at least one model".to_owned() }
+}
+
+/// The order in which ComfyUI uses the models of one prompt: text encoders, then what diffuses, then what decodes.
+fn order_of_use(folder: &str) -> u8 {
+    match folder {
+        "text_encoders" | "clip_vision" => 0,
+        "vae" | "vae_approx" | "upscale_models" => 2,
+        _ => 1,
     }
 }

@@ -8,7 +8,7 @@ use crate::clock::{Tick, Wall};
 use crate::engine::event::Effect;
 use crate::engine::state::ensure::Step;
 use crate::engine::state::{Blob, Fate, Lease, State};
-use crate::engine::view::{DemoteReason, EvictReason, EvictReport, LeaseView, Trust, What};
+use crate::engine::view::{DemoteReason, EvictReason, EvictReport, LeaseView, RamHold, Trust, What};
 use crate::fault::Fault;
 use crate::ids::{BlobId, LeaseId, ModelKey};
 use crate::store::{Inventory, PartialName, StoredLink};
@@ -310,12 +310,11 @@ impl State {
     ///
     /// # Errors
     ///
-    /// [`Fault::Invalid`], [`Fault::Busy`], [`Fault::NotFound`].
+    /// [`Fault::Invalid`], [`Fault::Busy`], [`Fault::NotFound`], [`Fault::NoMemory`].
     pub fn pin(
         &mut self,
         models: &[ModelKey],
-        owner: &str,
-        ttl: Duration,
+        (owner, ttl, ram): (&str, Duration, RamHold),
         now: Tick,
         wall: Wall,
     ) -> Result<(LeaseView, Vec<Effect>), Fault> {
@@ -342,6 +341,9 @@ impl State {
                 return Err(Fault::unknown_model(model, "no origin lists it and it is not on this node"));
             }
         }
+        if ram == RamHold::Hard {
+            self.hard_hold_fits(models)?;
+        }
         let lease = LeaseId(self.next_lease);
         self.next_lease += 1;
         let models: BTreeSet<ModelKey> = models.iter().cloned().collect();
@@ -349,11 +351,15 @@ impl State {
             lease,
             owner: owner.to_owned(),
             models: models.into_iter().collect(),
+            ram,
             expires: Wall(wall.0 + ttl.as_millis() as u64),
         };
         self.leases.insert(lease, Lease { view: view.clone(), ends: now.after(ttl) });
         let what = What::Pinned { lease, owner: view.owner.clone(), models: view.models.clone() };
-        Ok((view.clone(), vec![Effect::PutLease(view), Effect::Record(what)]))
+        self.out.extend([Effect::PutLease(view.clone()), Effect::Record(what)]);
+        self.queue_lease(&view, now);
+        self.settle(now);
+        Ok((view, std::mem::take(&mut self.out)))
     }
 
     /// Ends a lease.

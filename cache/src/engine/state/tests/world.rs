@@ -11,7 +11,7 @@ use crate::clock::{Tick, Wall};
 use crate::config::{FetchConfig, LimitsConfig};
 use crate::engine::event::{Broken, Commit, CommitFault, Effect, Event, Fetch, Found, Relocated, RequestId};
 use crate::engine::state::{State, StateConfig};
-use crate::engine::view::{EnsureRequest, LeaseView, Priority, Tier, Trust};
+use crate::engine::view::{EnsureRequest, LeaseView, Priority, RamHold, Tier, Trust};
 use crate::fault::Fault;
 use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName};
 use crate::piece::{self, Cv, Layout, PIECE_BYTES};
@@ -202,6 +202,9 @@ impl World {
                     }
                 }
                 effect => {
+                    if let Effect::Unlock(blob) = &effect {
+                        self.may_be_unlocked(*blob);
+                    }
                     if let Effect::Remove(blob) = &effect {
                         self.may_be_removed(*blob);
                     }
@@ -221,6 +224,18 @@ impl World {
         for lease in self.leases.values() {
             let held = lease.models.iter().any(|model| file.names.contains_key(model));
             assert!(!held, "{blob} is removed under lease {}", lease.lease);
+        }
+    }
+
+    /// A hard lease of today forbids a demotion that is decided today, unless the blob leaves the disk.
+    fn may_be_unlocked(&self, blob: BlobId) {
+        let Some(file) = self.files.get(&blob).filter(|file| !file.deleted && !file.touched) else { return };
+        if self.state.is_leaving(blob) {
+            return;
+        }
+        for lease in self.leases.values().filter(|lease| lease.ram == RamHold::Hard) {
+            let held = lease.models.iter().any(|model| file.names.contains_key(model));
+            assert!(!held, "{blob} is demoted under lease {}", lease.lease);
         }
     }
 
@@ -316,8 +331,11 @@ impl World {
             }
             Step::Pin { model: n, seconds } => {
                 let ttl = Duration::from_secs(seconds.into());
-                let pinned = self.state.pin(&[model(n)], "world", ttl, self.now, Wall(self.now.0 / 1000));
-                self.take(pinned.expect("a known model can be pinned").1);
+                let ram = [RamHold::None, RamHold::Soft, RamHold::Hard][seconds as usize % 3];
+                match self.state.pin(&[model(n)], ("world", ttl, ram), self.now, Wall(self.now.0 / 1000)) {
+                    Ok((_, effects)) => self.take(effects),
+                    Err(fault) => assert_eq!(ram, RamHold::Hard, "a known model can be pinned: {fault}"),
+                }
             }
             Step::Unpin(n) => {
                 let lease = self.pick(self.leases.keys().copied(), n);
@@ -444,7 +462,7 @@ impl World {
                 };
                 Event::Scrubbed { blob, bad }
             }
-            Effect::Lock(blob) => {
+            Effect::Lock { blob, .. } => {
                 assert!(self.files.contains_key(&blob), "{blob} is locked and not on the disk");
                 if well {
                     self.ram.insert(blob);
@@ -453,7 +471,7 @@ impl World {
             }
             Effect::Unlock(blob) => {
                 // Reading that is under way is stopped.
-                self.todo.retain(|work| !matches!(work, Effect::Lock(other) if *other == blob));
+                self.todo.retain(|work| !matches!(work, Effect::Lock { blob: other, .. } if *other == blob));
                 self.ram.remove(&blob);
                 Event::Unlocked(blob)
             }

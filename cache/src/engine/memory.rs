@@ -1,0 +1,248 @@
+//! The RAM tier in action: maps and locks what the state asks for, measures what the node can spare, listens to its pressure.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::clock::Tick;
+use crate::config::RamConfig;
+use crate::engine::event::Event;
+use crate::engine::run::{Done, Engine};
+use crate::engine::scribe::Note;
+use crate::engine::view::TierView;
+use crate::fault::Fault;
+use crate::ids::BlobId;
+use crate::resident::budget::{self, Binding, Inputs};
+use crate::resident::limits::read_limits;
+use crate::resident::pressure::{LOOK_INTERVAL, Pressure, Watch};
+use crate::resident::relief::{Relief, ReliefLimits};
+use crate::resident::{Held, Mode, Resident};
+
+/// The name under which the set that is to be locked again after a restart is kept.
+const RESIDENT_STATE: &str = "resident";
+/// How much is read again in one go when pages that are only warm were evicted: what a disk reads in a tenth of a second.
+const REWARM_BYTES: u64 = 256 * crate::units::MIB;
+
+/// What the loop holds of the RAM tier.
+#[derive(Debug)]
+pub(crate) struct Ram {
+    config: RamConfig,
+    resident: Arc<Resident>,
+    held: HashMap<BlobId, Arc<Held>>,
+    /// Locks under way, and how to stop them. `true` behind it: it is to go as soon as it has stopped.
+    locking: HashMap<BlobId, (Arc<AtomicBool>, bool)>,
+    /// Watches while something is held, and only then: an idle node costs nothing.
+    watch: Option<Watch>,
+    relief: Relief,
+    binding: Option<Binding>,
+    /// RAM of the node.
+    total: u64,
+    rewarmed: Tick,
+}
+
+impl Ram {
+    /// Finds out what this process may hold.
+    pub(crate) fn new(config: RamConfig) -> Self {
+        Self {
+            config,
+            resident: Arc::new(Resident::open()),
+            held: HashMap::new(),
+            locking: HashMap::new(),
+            watch: None,
+            relief: Relief::new(ReliefLimits::around(0)),
+            binding: None,
+            total: 0,
+            rewarmed: Tick::default(),
+        }
+    }
+
+    /// Whether nothing is held, nor on its way.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.held.is_empty() && self.locking.is_empty()
+    }
+
+    fn mode(&self) -> &'static str {
+        if self.config.budget.of(u64::MAX) == 0 { "off" } else { self.resident.mode().word() }
+    }
+
+    /// Why it works as it does, in words.
+    fn detail(&self) -> String {
+        let mut parts = Vec::new();
+        if let Mode::Warm { why, what_to_change } = self.resident.mode() {
+            parts.push(format!("not locked: {why}; {what_to_change}"));
+        }
+        let limit = match self.binding {
+            None => "",
+            Some(Binding::Configured) => "limited by [ram] budget",
+            Some(Binding::CgroupLimit) => "limited by the cgroup",
+            Some(Binding::CgroupUse) => "limited by what others use in the cgroup",
+            Some(Binding::LockLimit) => "limited by RLIMIT_MEMLOCK",
+            Some(Binding::Reserve) => "limited by the memory that must stay available ([ram] reserve)",
+        };
+        parts.extend((!limit.is_empty()).then(|| limit.to_owned()));
+        if let Some(watch) = &self.watch {
+            parts.push(format!("pressure by {}", watch.source().word()));
+        }
+        parts.join("; ")
+    }
+}
+
+impl Engine {
+    /// Asks for the set of before the restart, once what the node can spare is known.
+    pub(crate) fn recall_resident(&mut self) {
+        self.measure_ram();
+        let Ok(Some(bytes)) = self.store.get_state(RESIDENT_STATE) else { return };
+        match serde_json::from_slice::<Vec<BlobId>>(&bytes) {
+            Ok(blobs) => {
+                let effects = self.state.relock(&blobs, self.clock.now());
+                self.act(effects);
+            }
+            Err(error) => tracing::warn!(%error, "the last resident set is unreadable"),
+        }
+    }
+
+    pub(crate) fn note_resident(&self, blobs: &[BlobId]) {
+        match serde_json::to_vec(blobs) {
+            Ok(bytes) => self.scribe.note(Note::State(RESIDENT_STATE.to_owned(), bytes)),
+            Err(error) => tracing::error!(%error, "the resident set could not be written"),
+        }
+    }
+
+    /// What the node can spare now becomes the tier's limit.
+    pub(crate) fn measure_ram(&mut self) {
+        match read_limits() {
+            Ok(limits) => self.limit_ram(limits.ram, limits.available, limits.cgroup.map(|(_, group)| group)),
+            Err(error) => tracing::warn!(%error, "the node does not tell its memory"),
+        }
+    }
+
+    fn limit_ram(&mut self, ram: u64, available: u64, cgroup: Option<budget::Cgroup>) {
+        let lock_limit = match self.ram.resident.mode() {
+            Mode::Locked { limit } => *limit,
+            Mode::Warm { .. } => None,
+        };
+        let reserve = self.ram.config.reserve.map_or_else(|| budget::default_reserve(ram), |share| share.of(ram));
+        self.ram.relief.set_limits(ReliefLimits::around(reserve));
+        let configured = self.ram.config.budget;
+        let locked = self.ram.resident.locked();
+        let effective = budget::effective(&Inputs { configured, reserve, ram, available, locked, cgroup, lock_limit });
+        self.ram.binding = Some(effective.binding);
+        self.ram.total = ram;
+        self.apply(Event::RamLimit(effective.bytes));
+    }
+
+    /// One look at the node's memory: gives back what is asked for, or lets the tier grow again.
+    pub(crate) fn pressed(&mut self, look: &Pressure) {
+        self.limit_ram(self.ram.total, look.available, look.cgroup);
+        let view = self.state.memory("");
+        let advice = self.ram.relief.weigh(look, (view.used, self.state.ram_leaving()), self.clock.now());
+        if advice.release > 0 {
+            crate::metrics::ram_pressure(look.source.word());
+            self.apply(Event::Pressure { release: advice.release, source: look.source.word() });
+        } else if advice.growth > 0 {
+            self.apply(Event::PressureOver);
+        }
+        self.rewarm();
+    }
+
+    /// Pages that could not be locked and were evicted are read again, a little at a time.
+    fn rewarm(&mut self) {
+        let now = self.clock.now();
+        if matches!(self.ram.resident.mode(), Mode::Locked { .. })
+            || now.since(self.ram.rewarmed) < crate::engine::run::SYNC_INTERVAL
+        {
+            return;
+        }
+        self.ram.rewarmed = now;
+        let held: Vec<Arc<Held>> = self.ram.held.values().cloned().collect();
+        tokio::task::spawn_blocking(move || {
+            let mut left = REWARM_BYTES;
+            for held in held {
+                match held.rewarm(left) {
+                    Ok(read) => left = left.saturating_sub(read),
+                    Err(error) => tracing::warn!(%error, "evicted pages could not be read again"),
+                }
+            }
+        });
+    }
+
+    /// Reads a blob's pages and locks them, beside the loop.
+    pub(crate) fn lock(&mut self, blob: BlobId, bytes: u64) {
+        self.watch_pressure();
+        let stop = Arc::new(AtomicBool::new(false));
+        self.ram.locking.insert(blob, (stop.clone(), false));
+        let (resident, path, clock) = (self.ram.resident.clone(), self.store.blob_path(blob), self.clock.clone());
+        self.on_disk(move |_, _| {
+            let started = clock.now();
+            let held = resident.hold(&path, bytes, &stop, &AtomicU64::new(0));
+            if held.is_ok() {
+                crate::metrics::ram_locked(bytes, clock.now().since(started));
+            }
+            Done::Held(blob, held.map(Arc::new).map_err(Fault::from))
+        });
+    }
+
+    pub(crate) fn held(&mut self, blob: BlobId, result: Result<Arc<Held>, Fault>) {
+        let Some((_, leaving)) = self.ram.locking.remove(&blob) else { return };
+        if leaving {
+            self.let_go(result.ok(), blob);
+            return;
+        }
+        let result = result.map(|held| {
+            self.ram.held.insert(blob, held);
+        });
+        self.apply(Event::Locked { blob, result });
+        self.measure_ram();
+    }
+
+    /// Gives a blob's pages back, beside the loop: a few milliseconds for a large one.
+    pub(crate) fn unlock(&mut self, blob: BlobId) {
+        if let Some((stop, leaving)) = self.ram.locking.get_mut(&blob) {
+            stop.store(true, Ordering::Relaxed);
+            *leaving = true;
+            return;
+        }
+        let held = self.ram.held.remove(&blob);
+        self.let_go(held, blob);
+    }
+
+    fn let_go(&self, held: Option<Arc<Held>>, blob: BlobId) {
+        self.on_disk(move |_, _| {
+            drop(held);
+            Done::Event(Event::Unlocked(blob))
+        });
+    }
+
+    fn watch_pressure(&mut self) {
+        if self.ram.watch.is_some() {
+            return;
+        }
+        let done = self.done.clone();
+        let watch = Watch::start(LOOK_INTERVAL, move |look| {
+            // A loop that is busy gets the next look.
+            let _ = done.try_send(Done::Pressed(look));
+        });
+        match watch {
+            Ok(watch) => self.ram.watch = Some(watch),
+            Err(error) => tracing::error!(%error, "memory pressure cannot be watched"),
+        }
+    }
+
+    /// Nothing is held: nobody needs to watch.
+    pub(crate) fn rest_ram(&mut self) {
+        if self.ram.is_empty() {
+            self.ram.watch = None;
+        }
+    }
+
+    /// The tier as it is now.
+    pub(crate) fn ram_view(&self) -> TierView {
+        TierView { detail: self.ram.detail(), ..self.state.memory(self.ram.mode()) }
+    }
+
+    /// Bytes of held blobs that are in RAM now, counted by the kernel.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let counted = self.ram.held.values().filter_map(|held| held.residency().ok());
+        counted.map(|residency| residency.resident).sum()
+    }
+}
