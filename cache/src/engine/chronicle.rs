@@ -1,4 +1,5 @@
-//! What happened, in order: numbered, remembered for a while, told to watchers. Writing it to the disk is the store's job.
+//! What happened, in order: numbered, remembered for a while, told to watchers and to the log. Writing it to the disk is the
+//! store's job.
 
 use std::collections::VecDeque;
 
@@ -6,8 +7,9 @@ use tokio::sync::broadcast;
 
 use crate::clock::Wall;
 use crate::engine::handle::{WATCH_MAX, Watch};
-use crate::engine::view::{Occurrence, What};
+use crate::engine::view::{EvictReason, Occurrence, OriginState, What};
 use crate::ids::Seq;
+use crate::units::ByteSize;
 
 /// The last occurrences and those who watch.
 #[derive(Debug)]
@@ -28,6 +30,7 @@ impl Chronicle {
 
     /// Numbers an occurrence, remembers it and tells the watchers.
     pub(crate) fn record(&mut self, what: What, at: Wall) -> Occurrence {
+        log(&what);
         let occurrence = Occurrence { seq: Seq(self.next), at, what };
         self.next += 1;
         self.past.push_back(occurrence.clone());
@@ -47,6 +50,43 @@ impl Chronicle {
         // A number from the future belongs to another store.
         let gap = since.is_some() && (after + 1 < oldest || after >= self.next);
         Watch { past, gap, live: self.live.subscribe() }
+    }
+}
+
+/// The same as a line of the log: who reads nothing else must still find out what went and why. What a regular listing found is
+/// for those who look closer.
+fn log(what: &What) {
+    match what {
+        What::Started { blobs, bytes } => tracing::info!(blobs, bytes = %ByteSize(*bytes), "store is open"),
+        What::Stored { model, blob, bytes, fetched, origin, trust, elapsed_ms } => {
+            let origin = origin.as_ref().map_or("none", |origin| &*origin.0);
+            let (bytes, fetched) = (ByteSize(*bytes), ByteSize(*fetched));
+            tracing::info!(%model, %blob, %bytes, %fetched, origin, ?trust, elapsed_ms, "stored");
+        }
+        What::Evicted { model, blob, bytes, reason, last_used: _ } => {
+            let bytes = ByteSize(*bytes);
+            tracing::info!(%model, %blob, %bytes, reason = words(reason), "evicted");
+        }
+        What::FlightFailed { flight, models, fault, detail } => {
+            tracing::warn!(%flight, ?models, fault, detail, "flight failed");
+        }
+        What::Damaged { models, blob, pieces_bad, detail } => {
+            tracing::warn!(?models, %blob, pieces_bad, detail, "stored bytes are damaged, withdrawn until repaired");
+        }
+        What::Pinned { lease, owner, models } => tracing::info!(%lease, owner, models = models.len(), "pinned"),
+        What::Unpinned { lease, owner, expired } => tracing::info!(%lease, owner, expired, "lease ended"),
+        What::Origin { origin, state: OriginState::Up, detail: _ } => tracing::info!(%origin, "origin is up"),
+        What::Origin { origin, state, detail } => tracing::warn!(%origin, ?state, detail, "origin is not up"),
+        What::Listed { origin, models } => tracing::debug!(%origin, models, "origin was listed"),
+    }
+}
+
+fn words(reason: &EvictReason) -> String {
+    match reason {
+        EvictReason::Room { wanted_by, policy } => format!("room for {wanted_by} ({policy})"),
+        EvictReason::Asked { by } => format!("asked by {by}"),
+        EvictReason::Shrunk { over } => format!("the budget shrank, {} over", ByteSize(*over)),
+        EvictReason::Replaced { by } => format!("replaced by {by}"),
     }
 }
 

@@ -210,7 +210,8 @@ impl State {
     /// The limit fell below what is held: what the policy chooses goes.
     fn shrink(&mut self, now: Tick) {
         let over = self.disk.over();
-        if over == 0 {
+        // Before the file system was asked, nobody knows what is too much.
+        if over == 0 || self.disk.limit() == 0 {
             return;
         }
         let leaving = self.leaving();

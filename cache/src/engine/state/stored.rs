@@ -251,7 +251,7 @@ impl State {
             Ok(bad) => {
                 stored.fate = Fate::Withdrawing;
                 let models = stored.models.iter().cloned().collect();
-                let detail = format!("{} pieces do not match their digests", bad.len());
+                let detail = "stored bytes do not match their digests".to_owned();
                 let pieces_bad = bad.len() as u64;
                 self.out.push(Effect::Record(What::Damaged { models, blob, pieces_bad, detail }));
                 self.start_unlock(blob, DemoteReason::Removed);
