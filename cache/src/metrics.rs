@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use metrics::{Unit, counter, gauge, histogram};
 
-use crate::engine::view::{EvictReason, Phase, Tier};
+use crate::engine::view::{DemoteReason, EvictReason, Phase, Tier};
 use crate::ids::OriginName;
 
 /// What a metric is.
@@ -43,6 +43,8 @@ const ENSURE_BUCKETS: &[f64] = &[0.005, 0.05, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60
 
 const ORIGIN: (&str, &str) = ("origin", "the configured name");
 const REASON: (&str, &str) = ("reason", "`room`, `asked`, `shrunk`, `replaced`");
+
+const DEMOTE_REASON: (&str, &str) = ("reason", "`room`, `asked`, `pressure`, `shrunk`, `removed`, `failed`");
 
 const fn metric(
     name: &'static str,
@@ -95,11 +97,26 @@ metrics! {
         "Time to make a finished blob durable and visible.";
     STORE_DAMAGED_PIECES = "tierd_store_damaged_pieces_total", Count, Kind::Counter, &[],
         "Stored pieces that were not what they should be. Above zero: look at the disk.";
+    RAM_BYTES = "tierd_ram_bytes", Bytes, Kind::Gauge,
+        &[("state", "`used`, `reserved`, `capacity`, `resident`")],
+        "Bytes of the RAM tier: held by models, promised to models on their way, most that both may take, and in RAM by the kernel's count.";
+    RAM_MODELS = "tierd_ram_models", Count, Kind::Gauge, &[],
+        "Models in RAM.";
+    RAM_LOCKED = "tierd_ram_locked_bytes_total", Bytes, Kind::Counter, &[],
+        "Bytes that were locked.";
+    RAM_LOCK_SECONDS = "tierd_ram_lock_seconds", Seconds, Kind::Histogram(REQUEST_BUCKETS), &[],
+        "Time to lock a model, its reading from the disk included.";
+    RAM_DEMOTIONS = "tierd_ram_demotions_total", Count, Kind::Counter, &[DEMOTE_REASON],
+        "Models that left RAM. Many for `pressure` mean that the budget is too large for this node.";
+    RAM_DEMOTED_BYTES = "tierd_ram_demoted_bytes_total", Bytes, Kind::Counter, &[DEMOTE_REASON],
+        "Bytes of RAM that demotions gave back.";
+    RAM_PRESSURE = "tierd_ram_pressure_total", Count, Kind::Counter, &[("source", "`psi`, `polling`")],
+        "Times that the node was short of memory and the tier was told to give some back.";
     ENGINE_ENSURES = "tierd_engine_ensures_total", Count, Kind::Counter,
         &[("outcome", "`hit`, `fetched`, `joined`, `failed`")],
         "Ensures that ended: all was there, something was fetched, only flights of others were joined, or something failed.";
     ENGINE_ENSURE_SECONDS = "tierd_engine_ensure_seconds", Seconds, Kind::Histogram(ENSURE_BUCKETS),
-        &[("from", "`nvme`, `origin`: the slowest tier that a model of the set was in")],
+        &[("from", "`ram`, `nvme`, `origin`: the slowest tier that a model of the set was in")],
         "Time from an ensure to its end.";
     ENGINE_FLIGHTS = "tierd_engine_flights", Count, Kind::Gauge,
         &[("phase", "`waiting`, `checking`, `fetching`, `finishing`")],
@@ -286,15 +303,14 @@ pub fn ensure_ended(outcome: EnsureOutcome, from: Tier, elapsed: Duration) {
     histogram!(ENGINE_ENSURE_SECONDS.name, "from" => from).record(elapsed);
 }
 
-/// So many flights are in a phase. Flights that ended are not counted: `Ready` and `Failed` do nothing.
+/// So many flights are in a phase. Flights that ended are not counted: `Locking`, `Ready` and `Failed` do nothing.
 pub fn flights(phase: Phase, flights: u64) {
     let phase = match phase {
         Phase::Waiting => "waiting",
         Phase::Checking => "checking",
         Phase::Fetching => "fetching",
         Phase::Finishing => "finishing",
-        Phase::Locking => "locking",
-        Phase::Ready | Phase::Failed => return,
+        Phase::Locking | Phase::Ready | Phase::Failed => return,
     };
     gauge!(ENGINE_FLIGHTS.name, "phase" => phase).set(flights as f64);
 }
@@ -312,6 +328,32 @@ pub fn leases(leases: u64) {
 /// A watcher was too slow for so many events.
 pub fn events_dropped(events: u64) {
     counter!(ENGINE_EVENTS_DROPPED.name).increment(events);
+}
+
+/// The RAM tier as it is now, in bytes; `resident` is the kernel's count.
+pub fn ram_bytes(used: u64, reserved: u64, capacity: u64, resident: u64) {
+    for (state, bytes) in [("used", used), ("reserved", reserved), ("capacity", capacity), ("resident", resident)] {
+        gauge!(RAM_BYTES.name, "state" => state).set(bytes as f64);
+    }
+}
+
+/// So many models are in RAM.
+pub fn ram_models(models: u64) {
+    gauge!(RAM_MODELS.name).set(models as f64);
+}
+
+/// A model left RAM and gave `bytes` back.
+pub fn ram_demoted(reason: &DemoteReason, bytes: u64) {
+    let reason = match reason {
+        DemoteReason::Room { .. } => "room",
+        DemoteReason::Asked { .. } => "asked",
+        DemoteReason::Pressure { .. } => "pressure",
+        DemoteReason::Shrunk { .. } => "shrunk",
+        DemoteReason::Removed => "removed",
+        DemoteReason::Failed { .. } => "failed",
+    };
+    counter!(RAM_DEMOTIONS.name, "reason" => reason).increment(1);
+    counter!(RAM_DEMOTED_BYTES.name, "reason" => reason).increment(bytes);
 }
 
 /// The kernel said that memory is short.
@@ -362,7 +404,7 @@ pub fn process(sample: ProcessSample) {
 mod tests {
     use super::*;
 
-    const ROOMS: [&str; 6] = ["fetch", "origin", "store", "engine", "rpc", "process"];
+    const ROOMS: [&str; 7] = ["fetch", "origin", "store", "ram", "engine", "rpc", "process"];
 
     #[test]
     fn every_name_follows_the_rule_and_is_there_once() {

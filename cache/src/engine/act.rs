@@ -33,7 +33,7 @@ impl Engine {
             Effect::Scrub(blob) => self.scrub(blob),
             Effect::Patrol(blob) => self.on_disk(move |store, halt| {
                 let bad = store.patrol(blob, halt, PATROL_BYTES_PER_SECOND).map_err(Fault::from);
-                Done::Event(Event::Scrubbed { blob, bad })
+                Done::Event(Event::Patrolled { blob, bad })
             }),
             Effect::Bless(blob) => {
                 let store = self.store.clone();

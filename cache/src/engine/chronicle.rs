@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 
 use crate::clock::Wall;
 use crate::engine::handle::{WATCH_MAX, Watch};
-use crate::engine::view::{EvictReason, Occurrence, OriginState, What};
+use crate::engine::view::{DemoteReason, EvictReason, Occurrence, OriginState, What};
 use crate::ids::Seq;
 use crate::units::ByteSize;
 
@@ -75,6 +75,12 @@ fn log(what: &What) {
         }
         What::Pinned { lease, owner, models } => tracing::info!(%lease, owner, models = models.len(), "pinned"),
         What::Unpinned { lease, owner, expired } => tracing::info!(%lease, owner, expired, "lease ended"),
+        What::Promoted { models, blob, bytes, elapsed_ms } => {
+            tracing::info!(?models, %blob, bytes = %ByteSize(*bytes), elapsed_ms, "in RAM");
+        }
+        What::Demoted { models, blob, bytes, reason } => {
+            tracing::info!(?models, %blob, bytes = %ByteSize(*bytes), reason = demote_words(reason), "demoted from RAM");
+        }
         What::Origin { origin, state: OriginState::Up, detail: _ } => tracing::info!(%origin, "origin is up"),
         What::Origin { origin, state, detail } => tracing::warn!(%origin, ?state, detail, "origin is not up"),
         What::Listed { origin, models } => tracing::debug!(%origin, models, "origin was listed"),
@@ -87,6 +93,17 @@ fn words(reason: &EvictReason) -> String {
         EvictReason::Asked { by } => format!("asked by {by}"),
         EvictReason::Shrunk { over } => format!("the budget shrank, {} over", ByteSize(*over)),
         EvictReason::Replaced { by } => format!("replaced by {by}"),
+    }
+}
+
+fn demote_words(reason: &DemoteReason) -> String {
+    match reason {
+        DemoteReason::Room { wanted_by, policy } => format!("room for {wanted_by} ({policy})"),
+        DemoteReason::Asked { by } => format!("asked by {by}"),
+        DemoteReason::Pressure { source } => format!("memory pressure ({source})"),
+        DemoteReason::Shrunk { over } => format!("the budget shrank, {} over", ByteSize(*over)),
+        DemoteReason::Removed => "it leaves the disk".to_owned(),
+        DemoteReason::Failed { detail } => detail.clone(),
     }
 }
 

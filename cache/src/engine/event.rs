@@ -41,6 +41,13 @@ pub enum Event {
         /// Pieces that do not match, or why it could not be read.
         bad: Result<Vec<u32>, Fault>,
     },
+    /// A blob was read because it was its turn, and compared with its piece digests.
+    Patrolled {
+        /// The blob.
+        blob: BlobId,
+        /// Pieces that do not match, or why it could not be read.
+        bad: Result<Vec<u32>, Fault>,
+    },
     /// A damaged blob left its names; its good pieces are an unfinished blob now.
     Withdrawn {
         /// The blob.
@@ -255,7 +262,7 @@ pub enum Effect {
     },
     /// Read a blob and compare; answer with [`Event::Scrubbed`].
     Scrub(BlobId),
-    /// Read a blob slowly and compare, because it is its turn; answer with [`Event::Scrubbed`].
+    /// Read a blob slowly and compare, because it is its turn; answer with [`Event::Patrolled`].
     Patrol(BlobId),
     /// Note that a touched blob turned out to be whole.
     Bless(BlobId),

@@ -52,6 +52,7 @@ impl Engine {
     pub(crate) fn count_occurrence(what: &What) {
         match what {
             What::Evicted { reason, bytes, .. } => metrics::evicted(reason, *bytes),
+            What::Demoted { reason, bytes, .. } => metrics::ram_demoted(reason, *bytes),
             What::Damaged { pieces_bad, .. } => metrics::damaged(*pieces_bad),
             What::Started { .. }
             | What::Stored { .. }
@@ -59,7 +60,6 @@ impl Engine {
             | What::Pinned { .. }
             | What::Unpinned { .. }
             | What::Promoted { .. }
-            | What::Demoted { .. }
             | What::Origin { .. }
             | What::Listed { .. } => {}
         }
@@ -104,6 +104,9 @@ impl Engine {
         let disk = self.state.disk("");
         metrics::store_bytes(disk.used, disk.reserved, disk.capacity, self.free_fs);
         metrics::store_models(disk.models);
+        let ram = self.state.memory("");
+        metrics::ram_bytes(ram.used, ram.reserved, ram.capacity, self.resident_bytes());
+        metrics::ram_models(ram.models);
         let flights = self.state.flights(now);
         for phase in [Phase::Waiting, Phase::Checking, Phase::Fetching, Phase::Finishing] {
             metrics::flights(phase, flights.iter().filter(|flight| flight.phase == phase).count() as u64);

@@ -33,18 +33,41 @@ pub(crate) enum Command {
         ram: RamHold,
         reply: oneshot::Sender<Result<LeaseView, Fault>>,
     },
-    Promote { models: Vec<ModelKey>, reply: oneshot::Sender<Result<MoveReport, Fault>> },
-    Demote { models: Vec<ModelKey>, by: String, reply: oneshot::Sender<Result<MoveReport, Fault>> },
+    Promote {
+        models: Vec<ModelKey>,
+        reply: oneshot::Sender<Result<MoveReport, Fault>>,
+    },
+    Demote {
+        models: Vec<ModelKey>,
+        by: String,
+        reply: oneshot::Sender<Result<MoveReport, Fault>>,
+    },
     Unpin(LeaseId, oneshot::Sender<Result<LeaseView, Fault>>),
     Leases(oneshot::Sender<Vec<LeaseView>>),
-    Evict { models: Vec<ModelKey>, by: String, reply: oneshot::Sender<Result<EvictReport, Fault>> },
-    Models { filter: ModelFilter, after: Option<ModelKey>, max: u32, reply: oneshot::Sender<ModelPage> },
+    Evict {
+        models: Vec<ModelKey>,
+        by: String,
+        reply: oneshot::Sender<Result<EvictReport, Fault>>,
+    },
+    Models {
+        filter: ModelFilter,
+        after: Option<ModelKey>,
+        max: u32,
+        reply: oneshot::Sender<ModelPage>,
+    },
     Model(ModelKey, oneshot::Sender<Result<ModelView, Fault>>),
     Refresh(Option<OriginName>, oneshot::Sender<Result<(), Fault>>),
     Node(oneshot::Sender<NodeView>),
     Watch(Option<Seq>, oneshot::Sender<Watch>),
-    Import { path: PathBuf, dry_run: bool, reply: oneshot::Sender<Result<mpsc::Receiver<ImportedFile>, Fault>> },
-    Verify { models: Vec<ModelKey>, reply: oneshot::Sender<Result<mpsc::Receiver<Verified>, Fault>> },
+    Import {
+        path: PathBuf,
+        dry_run: bool,
+        reply: oneshot::Sender<Result<mpsc::Receiver<ImportedFile>, Fault>>,
+    },
+    Verify {
+        models: Vec<ModelKey>,
+        reply: oneshot::Sender<Result<mpsc::Receiver<Verified>, Fault>>,
+    },
     Shutdown(oneshot::Sender<()>),
 }
 

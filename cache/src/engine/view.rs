@@ -297,7 +297,7 @@ pub struct LeaseView {
     /// What it holds.
     pub models: Vec<ModelKey>,
     /// Whether it holds them in RAM too, and how hard.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "RamHold::is_none")]
     pub ram: RamHold,
     /// When it ends by itself.
     pub expires: Wall,
@@ -314,6 +314,14 @@ pub enum RamHold {
     Soft,
     /// Its models are promoted and never demoted while it lasts, not even under memory pressure. Refused if they cannot all fit.
     Hard,
+}
+
+impl RamHold {
+    /// Whether it says nothing about RAM: records of such leases are as they were before there was a RAM tier.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 /// What a promotion or demotion did.

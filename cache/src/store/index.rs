@@ -311,7 +311,13 @@ mod tests {
         assert_eq!(json(&link("vae/x", 0xaa)), format!(r#"{{"r":"link","model":"vae/x","blob":"{a}","source":null}}"#));
         let withdrawn = Record::Withdrawn { blob: BlobId([0xaa; 32]), bad: vec![1, 2] };
         assert_eq!(json(&withdrawn), format!(r#"{{"r":"withdrawn","blob":"{a}","bad":[1,2]}}"#));
-        let lease = LeaseView { lease: LeaseId(3), owner: "o".into(), models: vec![], expires: Wall(9) };
+        let lease = LeaseView {
+            lease: LeaseId(3),
+            owner: "o".into(),
+            models: vec![],
+            ram: crate::engine::view::RamHold::None,
+            expires: Wall(9),
+        };
         assert_eq!(json(&Record::Lease(lease)), r#"{"r":"lease","lease":3,"owner":"o","models":[],"expires":9}"#);
         assert_eq!(json(&event(4)), r#"{"r":"event","seq":4,"at":1,"what":{"kind":"started","blobs":1,"bytes":2}}"#);
     }
@@ -320,7 +326,13 @@ mod tests {
     fn what_was_appended_is_there_after_reopening_and_numbers_are_never_reused() {
         let dir = tempfile::tempdir().expect("a folder");
         let mut index = fresh(&dir, 2);
-        let lease = LeaseView { lease: LeaseId(7), owner: "o".into(), models: vec![], expires: Wall(9) };
+        let lease = LeaseView {
+            lease: LeaseId(7),
+            owner: "o".into(),
+            models: vec![],
+            ram: crate::engine::view::RamHold::None,
+            expires: Wall(9),
+        };
         let mut records = vec![blob(1), blob(2), link("vae/x", 1), link("vae/y", 2), Record::Lease(lease)];
         records.extend([Record::LeaseEnd { lease: LeaseId(7) }, Record::Gone { blob: BlobId([2; 32]) }]);
         records.extend((1..=5).map(event));

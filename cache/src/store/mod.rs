@@ -236,12 +236,6 @@ impl Store {
         self.paths.blob(blob)
     }
 
-    /// Where a blob's bytes are, for a tier that keeps its pages. Not for writing.
-    #[must_use]
-    pub fn blob_path(&self, blob: BlobId) -> PathBuf {
-        self.paths.blob(blob)
-    }
-
     /// Where a model appears, or would.
     #[must_use]
     pub fn model_path(&self, model: &ModelKey) -> PathBuf {

@@ -31,6 +31,8 @@ pub(crate) struct Flight {
     pub(crate) stage: Stage,
     /// Whether the disk works on it: it is let go once the disk has answered.
     pub(crate) disk_busy: bool,
+    /// The blob that the disk is committing for it, also if it was cancelled since.
+    pub(crate) committing: Option<BlobId>,
     /// Whether an unfinished file of it exists.
     pub(crate) has_file: bool,
     /// Whether the executor has that file open.
@@ -114,14 +116,6 @@ impl Flight {
         (0..self.layout.pieces()).filter(done).map(|piece| self.bytes_of(piece)).sum()
     }
 
-    /// The blob that the disk is committing for it.
-    fn committing(&self) -> Option<BlobId> {
-        match self.stage {
-            Stage::Committing(blob) => Some(blob),
-            _ => None,
-        }
-    }
-
     /// Bytes that have not arrived.
     pub(crate) fn bytes_left(&self) -> u64 {
         self.layout.bytes() - self.bytes_done()
@@ -199,6 +193,7 @@ impl State {
             started: now,
             stage: Stage::Waiting,
             disk_busy: false,
+            committing: None,
             has_file: false,
             is_open: false,
             reserved: 0,
@@ -223,7 +218,7 @@ impl State {
         let mut order: Vec<(std::cmp::Reverse<Priority>, FlightId)> =
             self.flights.iter().map(|(id, flight)| (std::cmp::Reverse(flight.priority), *id)).collect();
         order.sort_unstable();
-        let mut committing: BTreeSet<BlobId> = self.flights.values().filter_map(Flight::committing).collect();
+        let mut committing: BTreeSet<BlobId> = self.flights.values().filter_map(|flight| flight.committing).collect();
         for (_, id) in order {
             let Some(flight) = self.flights.get_mut(&id) else { continue };
             let on_its_way_out = |blob| self.blobs.get(&blob).is_some_and(|blob| blob.fate != Fate::Kept);
@@ -238,6 +233,7 @@ impl State {
                 }
                 Stage::Whole(blob) if self.disk_jobs < DISK_JOBS_MAX => {
                     flight.stage = Stage::Committing(blob);
+                    flight.committing = Some(blob);
                     committing.insert(blob);
                     flight.disk_busy = true;
                     self.disk_jobs += 1;
@@ -353,6 +349,7 @@ impl State {
         self.disk_jobs = self.disk_jobs.saturating_sub(1);
         let Some(flight) = self.flights.get_mut(&id) else { return };
         flight.disk_busy = false;
+        flight.committing = None;
         let Stage::Committing(blob) = flight.stage else {
             // Cancelled while it was being committed. What is on the disk under its names is whole, so it counts.
             if let (Ok(commit), Stage::Ending(_)) = (&result, &flight.stage) {

@@ -197,7 +197,8 @@ impl State {
     #[must_use]
     pub fn memory(&self, mode: &str) -> TierView {
         let locked = self.memory.held.keys().filter(|blob| self.memory.is_locked(**blob));
-        let hard = self.memory.held.iter().filter(|(blob, _)| self.ram_holder(**blob).is_some()).map(|(_, held)| held.bytes);
+        let hard =
+            self.memory.held.iter().filter(|(blob, _)| self.ram_holder(**blob).is_some()).map(|(_, held)| held.bytes);
         TierView {
             tier: Tier::Ram,
             capacity: self.memory.budget.limit(),

@@ -163,7 +163,8 @@ impl State {
         let hard = self.leased_in_ram();
         let mut wanted: BTreeMap<BlobId, u64> = BTreeMap::new();
         for model in models {
-            let unknown = || Fault::unknown_model(model, "only what is on the disk can be held in RAM; ensure it first");
+            let unknown =
+                || Fault::unknown_model(model, "only what is on the disk can be held in RAM; ensure it first");
             let (blob, bytes) = self.stored(model).ok_or_else(unknown)?;
             wanted.insert(blob, bytes);
         }
@@ -309,7 +310,9 @@ impl State {
             let hold = leased.get(&blob).copied().unwrap_or_default();
             (!wanted.contains(&blob) && holds.contains(&hold)).then_some(held.bytes)
         };
-        let size = |victims: &[BlobId]| -> u64 { victims.iter().filter_map(|blob| held.get(blob)).map(|held| held.bytes).sum() };
+        let size = |victims: &[BlobId]| -> u64 {
+            victims.iter().filter_map(|blob| held.get(blob)).map(|held| held.bytes).sum()
+        };
         let mut victims = self.memory.policy.victims(bytes, &|blob| evictable(blob, &[RamHold::None]), now);
         let short = bytes.saturating_sub(size(&victims));
         if short > 0 {

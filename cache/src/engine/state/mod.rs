@@ -229,6 +229,7 @@ impl State {
             Event::Leave(id) => self.leave(id, now),
             Event::Inspected { blob, found } => self.inspected(blob, found, now),
             Event::Scrubbed { blob, bad } => self.scrubbed(blob, bad, now),
+            Event::Patrolled { blob, bad } => self.patrolled(blob, bad, now),
             Event::Withdrawn { blob, result } => self.withdrawn(blob, result, now),
             Event::Located { model, result } => self.located(&model, result, now),
             Event::Catalog(catalog) => self.catalog = catalog,

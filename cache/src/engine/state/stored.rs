@@ -231,36 +231,46 @@ impl State {
     }
 
     pub(super) fn scrubbed(&mut self, blob: BlobId, bad: Result<Vec<u32>, Fault>, now: Tick) {
-        let patrolled = self.patrolled.take_if(|patrolled| *patrolled == blob).is_some();
         let due = self.patrol_after(now);
-        let Some(stored) = self.blobs.get_mut(&blob) else { return };
+        let Some(stored) = self.blobs.get_mut(&blob).filter(|stored| stored.fate == Fate::Scrubbing) else { return };
         stored.patrol_due = due;
-        match stored.fate {
-            Fate::Scrubbing => stored.fate = Fate::Kept,
-            // A patrol finds only what nobody has found yet.
-            Fate::Kept if patrolled => {}
-            Fate::Kept | Fate::Withdrawing | Fate::Removing => return,
-        }
+        stored.fate = Fate::Kept;
         let waiting = Step::Scrubbing(blob);
         match bad {
-            Ok(bad) if bad.is_empty() && patrolled => {}
             Ok(bad) if bad.is_empty() => {
                 self.out.push(Effect::Bless(blob));
                 self.whole(blob, &waiting, now);
             }
-            Ok(bad) => {
-                stored.fate = Fate::Withdrawing;
-                let models = stored.models.iter().cloned().collect();
-                let detail = "stored bytes do not match their digests".to_owned();
-                let pieces_bad = bad.len() as u64;
-                self.out.push(Effect::Record(What::Damaged { models, blob, pieces_bad, detail }));
-                self.start_unlock(blob, DemoteReason::Removed);
-                self.out.push(Effect::Withdraw { blob, bad });
-            }
+            Ok(bad) => self.damaged(blob, bad),
             Err(fault) => {
                 self.each_want(|want| want.step == waiting, &Step::Failed(fault));
                 self.drop_holds(blob);
             }
+        }
+    }
+
+    /// Stored bytes are not what they were: their names go, their good pieces stay.
+    fn damaged(&mut self, blob: BlobId, bad: Vec<u32>) {
+        let Some(stored) = self.blobs.get_mut(&blob) else { return };
+        stored.fate = Fate::Withdrawing;
+        let models = stored.models.iter().cloned().collect();
+        let detail = "stored bytes do not match their digests".to_owned();
+        let pieces_bad = bad.len() as u64;
+        self.out.push(Effect::Record(What::Damaged { models, blob, pieces_bad, detail }));
+        self.start_unlock(blob, DemoteReason::Removed);
+        self.out.push(Effect::Withdraw { blob, bad });
+    }
+
+    pub(super) fn patrolled(&mut self, blob: BlobId, bad: Result<Vec<u32>, Fault>, now: Tick) {
+        self.patrolled = None;
+        let due = self.patrol_after(now);
+        // What happened to it meanwhile is better news than a patrol's.
+        let Some(stored) = self.blobs.get_mut(&blob).filter(|stored| stored.fate == Fate::Kept) else { return };
+        stored.patrol_due = due;
+        match bad {
+            Ok(bad) if bad.is_empty() => {}
+            Ok(bad) => self.damaged(blob, bad),
+            Err(fault) => tracing::warn!(%blob, %fault, "a patrol could not read it"),
         }
     }
 

@@ -266,7 +266,13 @@ fn leases_events_uses_and_state_are_kept() {
     let (store, inventory) = open(&dir);
     assert_eq!((inventory.next_lease, inventory.next_seq), (1, 1));
     let blob = store_all(&store, &data, &["vae/a"]);
-    let lease = LeaseView { lease: LeaseId(4), owner: "o".into(), models: vec![key("vae/a")], expires: Wall(9) };
+    let lease = LeaseView {
+        lease: LeaseId(4),
+        owner: "o".into(),
+        models: vec![key("vae/a")],
+        ram: crate::engine::view::RamHold::None,
+        expires: Wall(9),
+    };
     store.put_lease(&lease).expect("kept");
     store.put_lease(&LeaseView { lease: LeaseId(5), ..lease.clone() }).expect("kept");
     store.end_lease(LeaseId(5)).expect("ended");

@@ -451,7 +451,11 @@ impl World {
                 };
                 Event::Inspected { blob, found }
             }
-            Effect::Scrub(blob) | Effect::Patrol(blob) => {
+            Effect::Patrol(blob) => {
+                let bad = if well { Ok(if self.rng.bool() { vec![0] } else { Vec::new() }) } else { Err(fault()) };
+                Event::Patrolled { blob, bad }
+            }
+            Effect::Scrub(blob) => {
                 let damaged = self.rng.bool();
                 let bad = if !well {
                     Err(fault())
@@ -463,7 +467,8 @@ impl World {
                 Event::Scrubbed { blob, bad }
             }
             Effect::Lock { blob, .. } => {
-                assert!(self.files.contains_key(&blob), "{blob} is locked and not on the disk");
+                // A blob that was removed or withdrawn meanwhile cannot be opened any more.
+                let well = well && self.files.contains_key(&blob);
                 if well {
                     self.ram.insert(blob);
                 }
@@ -684,7 +689,8 @@ impl World {
             let flights = self.state.flights(self.now);
             let told = caller.left || caller.ends == 1;
             let blobs: Vec<_> = self.state.blobs.values().map(|blob| (blob.bytes, blob.fate, blob.holds)).collect();
-            assert!(told, "{id} never got an answer: {caller:?} {flights:?} {:?} {blobs:?}", self.state.disk);
+            let wants = &self.state.ensures.get(id).map(|ensure| &ensure.wants);
+            assert!(told, "{id} never got an answer: {caller:?} {wants:?} {flights:?} {:?} {blobs:?}", self.state.disk);
         }
         assert!(self.state.is_quiet(), "flights are left over: {:?}", self.state.flights(self.now));
         let disk = self.state.disk("world");
