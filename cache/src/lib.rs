@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod origin;
 pub mod piece;
 pub mod plan;
+pub mod resident;
 pub mod safetensors;
 pub mod store;
 pub mod units;
