@@ -61,11 +61,13 @@ impl Engine {
                 }
             }
             Effect::Close(flight) => {
+                self.ram.landing.remove(&flight);
                 if let Some(partial) = self.open.remove(&flight) {
                     self.in_background(move || partial.sync());
                 }
             }
             Effect::Commit { flight, blob, cvs, promised, sha256, links } => {
+                self.land_as(flight, blob);
                 self.commit(flight, Promise { blob, promised, sha256 }, cvs, links);
             }
             Effect::Link(link) => self.on_disk(move |store, _| {
@@ -84,6 +86,7 @@ impl Engine {
                 let result = store.discard(name).map(|_| ()).map_err(Fault::from);
                 Done::Event(Event::Discarded { name, result })
             }),
+            Effect::Land(flight) => self.land(flight),
             Effect::Lock { blob, bytes } => self.lock(blob, bytes),
             Effect::Unlock(blob) => self.unlock(blob),
             Effect::NoteResident(blobs) => self.note_resident(&blobs),
@@ -209,14 +212,15 @@ impl Engine {
             });
             return;
         };
-        let (lines, partial) = (lines.clone(), partial.clone());
+        let landing = self.ram.landing.get(&flight).cloned();
+        let (lines, target) = (lines.clone(), fetch::Target { partial: partial.clone(), landing });
         let running = Running { stop: CancellationToken::new(), received: Arc::default() };
         let (stop, received) = (running.stop.clone(), running.received.clone());
         self.running.insert(request, running);
         let done = self.done.clone();
         tokio::spawn(async move {
             // A task of its own, so that even a panic ends with a report.
-            let work = tokio::spawn(fetch::fetch(lines, fetch, partial, stop, received));
+            let work = tokio::spawn(fetch::fetch(lines, fetch, target, stop, received));
             let result = work.await.unwrap_or_else(|panic| {
                 let detail = format!("a fetch panicked: {panic}");
                 Err(crate::engine::event::Broken::Local(Fault::Store { detail }))

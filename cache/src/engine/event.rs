@@ -326,6 +326,8 @@ pub enum Effect {
     Remove(BlobId),
     /// Delete an unfinished blob; answer with [`Event::Discarded`].
     Discard(PartialName),
+    /// Keep the pages of an open unfinished blob as they land: it is wanted in RAM, and there is room for it.
+    Land(FlightId),
     /// Read a blob's pages into RAM and hold them; answer with [`Event::Locked`].
     Lock {
         /// The blob.

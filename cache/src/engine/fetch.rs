@@ -2,8 +2,9 @@
 //!
 //! Nothing here decides: it does one [`Fetch`] and tells how it went. Payload stays inside this file.
 
-use std::sync::Arc;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -16,10 +17,13 @@ use crate::engine::gauges::outcome;
 use crate::engine::pace::Pace;
 use crate::engine::run::Done;
 use crate::fault::Fault;
+use crate::ids::BlobId;
 use crate::metrics::{self, RequestOutcome};
 use crate::origin::{Body, Origin, OriginError};
 use crate::piece::PieceHasher;
-use crate::store::{Block, BlockPool, Partial};
+use crate::resident::Held;
+use crate::resident::landing::{self, Way, Ways};
+use crate::store::{Block, BlockPool, Partial, StoreError};
 
 /// What every fetch of one origin shares.
 #[derive(Debug, Clone)]
@@ -33,14 +37,70 @@ pub(crate) struct Lines {
     pub(crate) done: mpsc::Sender<Done>,
 }
 
+/// Keeps the pages of one unfinished blob as they land.
+#[derive(Debug)]
+pub(crate) struct Landing {
+    pub(crate) held: Held,
+    pub(crate) ways: Mutex<Ways>,
+    /// What it turned out to be.
+    pub(crate) blob: OnceLock<BlobId>,
+}
+
+impl Landing {
+    fn ways(&self) -> MutexGuard<'_, Ways> {
+        // Counters are whole whatever panicked while they were held.
+        self.ways.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a block the way that keeps its pages at the least price.
+    fn write(&self, partial: &Partial, offset: u64, block: &mut Block) -> Result<(), StoreError> {
+        let bytes = block.len() as u64;
+        let way = self.ways().choose(bytes);
+        match way {
+            Way::Behind => partial.write(offset, block),
+            Way::Through => {
+                let cost = partial.through(|file| landing::write_through(file, offset, block.bytes()))?;
+                self.ways().took(bytes, cost);
+                Ok(())
+            }
+        }
+    }
+
+    /// Holds the pages of a piece that is on its way to the disk. What fails here is told when the whole blob is locked.
+    fn hold(&self, partial: &Partial, range: Range<u64>) {
+        let begun = partial.through(|file| landing::start_writeback(file, range.clone()));
+        let held = self.held.extend(range);
+        if let (Err(error), _) = (&begun, &held) {
+            tracing::debug!(%error, "writeback was not started early");
+        }
+        if let Err(error) = held {
+            tracing::debug!(%error, "a piece was not held as it landed");
+        }
+    }
+}
+
+/// Where the bytes of a fetch go.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) partial: Arc<Partial>,
+    /// Set if its pages are kept as they land.
+    pub(crate) landing: Option<Arc<Landing>>,
+}
+
 /// Writes that are on their way to the disk. They are always waited for: a late write could overwrite a newer one.
 #[derive(Default)]
 struct Writes(JoinSet<Result<(), Fault>>);
 
 impl Writes {
-    fn write(&mut self, partial: &Arc<Partial>, offset: u64, mut block: Block) {
-        let partial = partial.clone();
-        self.0.spawn_blocking(move || Ok(partial.write(offset, &mut block)?));
+    fn write(&mut self, way: &Target, offset: u64, mut block: Block) {
+        let (partial, landing) = (way.partial.clone(), way.landing.clone());
+        self.0.spawn_blocking(move || {
+            match landing {
+                Some(landing) => landing.write(&partial, offset, &mut block)?,
+                None => partial.write(offset, &mut block)?,
+            }
+            Ok(())
+        });
     }
 
     async fn settle(&mut self) -> Result<(), Fault> {
@@ -58,7 +118,7 @@ impl Writes {
 pub(crate) async fn fetch(
     lines: Lines,
     fetch: Fetch,
-    partial: Arc<Partial>,
+    target: Target,
     stop: CancellationToken,
     received: Arc<AtomicU64>,
 ) -> Result<(), Broken> {
@@ -67,7 +127,7 @@ pub(crate) async fn fetch(
     let result = tokio::select! {
         biased;
         () = stop.cancelled() => Err(Failure::Aborted),
-        result = pieces(&lines, &fetch, &partial, &received, &mut writes) => result,
+        result = pieces(&lines, &fetch, &target, &received, &mut writes) => result,
     };
     let settled = writes.settle().await;
     let ended = match &result {
@@ -85,10 +145,11 @@ pub(crate) async fn fetch(
 async fn pieces(
     lines: &Lines,
     fetch: &Fetch,
-    partial: &Arc<Partial>,
+    target: &Target,
     received: &AtomicU64,
     writes: &mut Writes,
 ) -> Result<(), Failure> {
+    let partial = &target.partial;
     let layout = partial.layout();
     let range = layout.range(fetch.first).start..layout.range(fetch.first + fetch.count - 1).end;
     let Fetch { source, .. } = fetch;
@@ -118,13 +179,18 @@ async fn pieces(
             let at = offset;
             offset += block.len() as u64;
             if !skip {
-                writes.write(partial, at, block);
+                writes.write(target, at, block);
             }
         }
         if skip {
             continue;
         }
         writes.settle().await.map_err(Failure::Local)?;
+        if let Some(landing) = target.landing.clone() {
+            // Beside the connection: reading a piece back must not keep the next one waiting.
+            let (partial, range) = (partial.clone(), range.clone());
+            tokio::task::spawn_blocking(move || landing.hold(&partial, range));
+        }
         let cv = hasher.finish();
         stream.count();
         partial.finished(piece, cv).map_err(|error| Failure::Local(error.into()))?;

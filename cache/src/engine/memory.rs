@@ -1,17 +1,18 @@
 //! The RAM tier in action: maps and locks what the state asks for, measures what the node can spare, listens to its pressure.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::clock::Tick;
 use crate::config::RamConfig;
 use crate::engine::event::Event;
+use crate::engine::fetch::Landing;
 use crate::engine::run::{Done, Engine};
 use crate::engine::scribe::Note;
 use crate::engine::view::TierView;
 use crate::fault::Fault;
-use crate::ids::BlobId;
+use crate::ids::{BlobId, FlightId};
 use crate::resident::budget::{self, Binding, Inputs};
 use crate::resident::limits::read_limits;
 use crate::resident::pressure::{LOOK_INTERVAL, Pressure, Watch};
@@ -31,6 +32,9 @@ pub(crate) struct Ram {
     held: HashMap<BlobId, Arc<Held>>,
     /// Locks under way, and how to stop them. `true` behind it: it is to go as soon as it has stopped.
     locking: HashMap<BlobId, (Arc<AtomicBool>, bool)>,
+    /// Unfinished blobs whose pages are kept as they land, and those that have just landed.
+    pub(crate) landing: HashMap<FlightId, Arc<Landing>>,
+    landed: HashMap<BlobId, Arc<Landing>>,
     /// Watches while something is held, and only then: an idle node costs nothing.
     watch: Option<Watch>,
     relief: Relief,
@@ -48,6 +52,8 @@ impl Ram {
             resident: Arc::new(Resident::open()),
             held: HashMap::new(),
             locking: HashMap::new(),
+            landing: HashMap::new(),
+            landed: HashMap::new(),
             watch: None,
             relief: Relief::new(ReliefLimits::around(0)),
             binding: None,
@@ -166,15 +172,57 @@ impl Engine {
         });
     }
 
+    /// Keeps the pages of an open unfinished blob from here on.
+    pub(crate) fn land(&mut self, flight: FlightId) {
+        let Some(partial) = self.open.get(&flight) else { return };
+        match self.ram.resident.begin(partial.path(), partial.layout().bytes()) {
+            Ok(held) => {
+                let landing = Landing { held, ways: Mutex::default(), blob: OnceLock::new() };
+                self.ram.landing.insert(flight, Arc::new(landing));
+                self.watch_pressure();
+            }
+            Err(error) => {
+                tracing::warn!(%flight, %error, "its pages are not kept as they land; they are read back later")
+            }
+        }
+    }
+
+    /// A flight's pieces add up to a blob.
+    pub(crate) fn land_as(&self, flight: FlightId, blob: BlobId) {
+        if let Some(landing) = self.ram.landing.get(&flight) {
+            // Set once: a flight that is fetched again lands anew.
+            let _ = landing.blob.set(blob);
+        }
+    }
+
+    /// A flight's blob is whole. If it is to be locked, that is asked for next.
+    pub(crate) fn landed(&mut self, flight: FlightId) {
+        if let Some(landing) = self.ram.landing.remove(&flight)
+            && let Some(blob) = landing.blob.get()
+        {
+            self.ram.landed.insert(*blob, landing);
+        }
+    }
+
+    /// What landed and was not asked for is let go.
+    pub(crate) fn forget_landed(&mut self) {
+        self.ram.landed.clear();
+    }
+
     /// Reads a blob's pages and locks them, beside the loop.
     pub(crate) fn lock(&mut self, blob: BlobId, bytes: u64) {
         self.watch_pressure();
         let stop = Arc::new(AtomicBool::new(false));
         self.ram.locking.insert(blob, (stop.clone(), false));
         let (resident, path, clock) = (self.ram.resident.clone(), self.store.blob_path(blob), self.clock.clone());
+        let landed = self.ram.landed.remove(&blob);
         self.on_disk(move |_, _| {
             let started = clock.now();
-            let held = resident.hold(&path, bytes, &stop, &AtomicU64::new(0));
+            let held = match landed.map(Arc::try_unwrap) {
+                Some(Ok(landed)) => landed.held.extend(0..bytes).map(|()| landed.held),
+                // A piece is still being read back: what is resident already costs next to nothing.
+                Some(Err(_)) | None => resident.hold(&path, bytes, &stop, &AtomicU64::new(0)),
+            };
             if held.is_ok() {
                 crate::metrics::ram_locked(bytes, clock.now().since(started));
             }

@@ -167,6 +167,7 @@ impl Engine {
             }
             Event::Committed { flight, result: Ok(_) } => {
                 self.open.remove(flight);
+                self.landed(*flight);
             }
             Event::Scrubbed { blob, bad } => self.tell_verified(*blob, bad),
             _ => {}
@@ -176,6 +177,7 @@ impl Engine {
             _ => None,
         };
         self.apply(event);
+        self.forget_landed();
         if let Some(blob) = removed {
             self.measure_space();
             self.evicted(blob);

@@ -151,6 +151,7 @@ impl Held {
                 break;
             }
             if missing > 0 {
+                self.read_exactly(&step);
                 self.warm(&step)?;
                 read += missing;
             }
@@ -207,8 +208,8 @@ impl Held {
         Ok(())
     }
 
-    /// Asks the kernel for exactly these bytes: a fault would read ahead into what is not written yet, and leave zeros in
-    /// the page cache for the writer to throw out again. What is there already costs nothing.
+    /// Asks the kernel for exactly these bytes. A fault would read ahead: beyond the budget, or into what is not written
+    /// yet, which leaves zeros in the page cache for the writer to throw out again. What is there already costs nothing.
     fn read_exactly(&self, range: &Range<u64>) {
         for step in steps(range, MIB / 2) {
             // A wish: what is not read here is read by the lock.

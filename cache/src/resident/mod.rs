@@ -110,7 +110,7 @@ impl Resident {
     /// Finds out what this process may do, by trying it. Never fails: what cannot be locked is kept warm.
     #[must_use]
     pub fn open() -> Self {
-        let mode = probe();
+        let mode = probe(LOCK_LIMIT_BYTES_MIN);
         match &mode {
             Mode::Locked { limit } => tracing::info!(limit, "the ram tier locks pages"),
             Mode::Warm { why, what_to_change } => {
@@ -189,20 +189,18 @@ pub fn resident_bytes(file: &File, range: Range<u64>) -> io::Result<u64> {
 }
 
 /// Tries what may be locked. The limit of the process is believed only if the kernel indeed refuses one page more: a
-/// capability may be there or, inside a user namespace, look as if it were.
-fn probe() -> Mode {
+/// capability may be there or, inside a user namespace, look as if it were. A limit below `worth` is not used.
+fn probe(worth: u64) -> Mode {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
     let beyond = limit.map_or(map::page(), |limit| limit.saturating_add(map::page()));
     let Err(refusal) = map::try_lock(beyond) else { return Mode::Locked { limit: None } };
     match limit {
-        Some(limit) if limit >= LOCK_LIMIT_BYTES_MIN && map::try_lock(map::page()).is_ok() => {
-            Mode::Locked { limit: Some(limit) }
-        }
+        Some(limit) if limit >= worth && map::try_lock(map::page()).is_ok() => Mode::Locked { limit: Some(limit) },
         Some(limit) => Mode::Warm {
             why: format!(
                 "RLIMIT_MEMLOCK is {} and CAP_IPC_LOCK is missing ({refusal}); at least {} are worth locking",
                 ByteSize(limit),
-                ByteSize(LOCK_LIMIT_BYTES_MIN)
+                ByteSize(worth)
             ),
             what_to_change: RAISE,
         },

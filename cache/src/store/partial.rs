@@ -137,6 +137,22 @@ impl Partial {
         })
     }
 
+    /// Where its data is, for a tier that keeps its pages as they land. Not for writing.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.file.path
+    }
+
+    /// Writes through the page cache, in the caller's way: for a tier that wants to keep what passes.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Sealed`], [`StoreError::Full`], [`StoreError::Io`].
+    pub fn through<T>(&self, write: impl FnOnce(&File) -> std::io::Result<T>) -> Result<T, StoreError> {
+        let file = &*self.file;
+        file.while_open(|| write(&file.cached).wrap("write", &file.path))
+    }
+
     /// Journals a piece whose bytes were all written and whose chaining value is `cv`. Not durable before [`Partial::sync`].
     ///
     /// # Errors

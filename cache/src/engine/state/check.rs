@@ -43,7 +43,8 @@ impl State {
         let ram = |stages: &[Stage]| -> u64 {
             self.memory.held.values().filter(|held| stages.contains(&held.stage)).map(|held| held.bytes).sum()
         };
-        let (used, reserved) = (ram(&[Stage::Locked, Stage::Unlocking]), ram(&[Stage::Locking]));
+        let landing: u64 = self.flights.values().map(|flight| flight.landing).sum();
+        let (used, reserved) = (ram(&[Stage::Locked, Stage::Unlocking]), ram(&[Stage::Locking]) + landing);
         let books = (self.memory.budget.used(), self.memory.budget.reserved());
         claim(books == (used, reserved), &|| format!("RAM books {books:?}, held {used} and {reserved}"));
         for (id, held) in &self.memory.held {

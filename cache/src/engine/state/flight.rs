@@ -55,6 +55,8 @@ pub(crate) struct Flight {
     pub(crate) restarts: u32,
     pub(crate) bytes_fetched: u64,
     pub(crate) last_origin: Option<OriginName>,
+    /// Bytes of RAM that are promised to it: its pages are kept as they land.
+    pub(crate) landing: u64,
 }
 
 /// Where a flight is on its way.
@@ -208,6 +210,7 @@ impl State {
             restarts: 0,
             bytes_fetched: 0,
             last_origin: None,
+            landing: 0,
         };
         self.flights.insert(id, flight);
         Ok((id, false))
@@ -275,6 +278,7 @@ impl State {
                     flight.cvs[piece as usize] = Some(cv);
                     flight.pending.remove(&piece);
                 }
+                self.start_landing(id, now);
                 self.check_whole(id, now);
             }
             Err(fault) => self.end_flight(id, &fault, Keep::Pieces, now),
@@ -366,7 +370,8 @@ impl State {
 
     /// A flight's blob is on the disk under its names.
     fn land(&mut self, id: FlightId, blob: Option<BlobId>, commit: Commit, now: Tick) {
-        let Some(flight) = self.flights.remove(&id) else { return };
+        let Some(mut flight) = self.flights.remove(&id) else { return };
+        self.end_landing(&mut flight);
         let cvs: Vec<Cv> = flight.cvs.iter().flatten().copied().collect();
         let blob = blob.unwrap_or_else(|| piece::root(flight.layout, &cvs));
         let bytes = flight.layout.bytes();
@@ -399,6 +404,8 @@ impl State {
         if let Some(blob) = self.blobs.get_mut(&blob) {
             blob.holds += held;
         }
+        // What was promised a line above is still there: its pages are locked before anybody else asks.
+        self.fill_memory(now);
         let mut view = self.flight_view(id, &flight, now);
         view.blob = Some(blob);
         view.phase = Phase::Ready;

@@ -11,7 +11,7 @@ use crate::engine::state::ensure::Step;
 use crate::engine::state::{Fate, State};
 use crate::engine::view::{DemoteReason, LeaseView, MoveReport, RamHold, Tier, What};
 use crate::fault::Fault;
-use crate::ids::{BlobId, ModelKey};
+use crate::ids::{BlobId, FlightId, ModelKey};
 use crate::plan::EvictionPolicy;
 
 /// The RAM tier's books.
@@ -325,6 +325,38 @@ impl State {
             self.start_unlock(blob, reason.clone());
         }
         found
+    }
+
+    /// An unfinished blob that a caller wants in RAM keeps its pages as they land, if there is room now. If there is not, it is
+    /// locked once it is whole.
+    pub(super) fn start_landing(&mut self, id: FlightId, now: Tick) {
+        let wanted = self.ensures.values().any(|ensure| {
+            ensure.request.target == Tier::Ram && ensure.wants.iter().any(|want| want.step == Step::Flying(id))
+        });
+        let Some(flight) = self.flights.get(&id).filter(|flight| wanted && flight.landing == 0) else { return };
+        let bytes = flight.layout.bytes();
+        let wanted_by = flight.models.keys().next().cloned();
+        if self.memory.paused || bytes == 0 {
+            return;
+        }
+        if !self.memory.budget.reserve(bytes) {
+            let short = (bytes + self.memory.budget.over()).saturating_sub(self.memory.budget.free());
+            let policy = self.memory.policy.name().to_owned();
+            if let Some(wanted_by) = wanted_by.filter(|_| bytes <= self.memory.budget.limit()) {
+                let leaving = self.memory.leaving();
+                self.demote_coldest(short.saturating_sub(leaving), &DemoteReason::Room { wanted_by, policy }, now);
+            }
+            return;
+        }
+        if let Some(flight) = self.flights.get_mut(&id) {
+            flight.landing = bytes;
+        }
+        self.out.push(Effect::Land(id));
+    }
+
+    /// A flight is over: what was promised to its pages is free for its blob, or for others.
+    pub(super) fn end_landing(&mut self, flight: &mut super::flight::Flight) {
+        self.memory.budget.unreserve(std::mem::take(&mut flight.landing));
     }
 
     pub(super) fn start_unlock(&mut self, blob: BlobId, reason: DemoteReason) {

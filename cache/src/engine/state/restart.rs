@@ -106,11 +106,13 @@ impl State {
         let name = flight.digest.map_or_else(|| PartialName::of_source(first), PartialName::of_blob);
         let before = std::mem::replace(&mut flight.name, name);
         let bytes = std::mem::take(&mut flight.reserved);
+        let landing = std::mem::take(&mut flight.landing);
         flight.forget_pieces();
         flight.suspect = None;
         flight.has_file = false;
         flight.is_open = false;
         flight.stage = Stage::Waiting;
+        self.memory.budget.unreserve(landing);
         self.disk.settle(bytes);
         self.discarding.insert(before, bytes);
         self.out.push(Effect::Close(id));
@@ -140,7 +142,8 @@ impl State {
 
     /// The end of an ended flight: its file becomes an unfinished blob that nobody has open, or is deleted.
     pub(super) fn let_go(&mut self, id: FlightId, keep: Keep, now: Tick) {
-        let Some(flight) = self.flights.remove(&id) else { return };
+        let Some(mut flight) = self.flights.remove(&id) else { return };
+        self.end_landing(&mut flight);
         self.let_go += 1;
         if !flight.has_file {
             self.disk.unreserve(flight.reserved);

@@ -108,7 +108,7 @@ fn what_was_written_past_the_cache_is_read_back_by_the_lock_and_right() {
     for at in (0..bytes).step_by(MIB as usize) {
         let number = (at / MIB) as u8 + 1;
         memory.fill(number);
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             direct.write_all_at(&memory, at).expect("writes");
         } else {
             write_through(&space, at, &memory).expect("writes");

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-const NEVER: AtomicBool = AtomicBool::new(false);
+static NEVER: AtomicBool = AtomicBool::new(false);
 
 /// Names the file that a role works on.
 const FILE: &str = "TIERD_TEST_FILE";

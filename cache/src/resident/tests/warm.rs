@@ -15,7 +15,7 @@ fn with_8_mib_to_lock_and_no_capability_the_tier_is_warm_and_says_why() {
 #[test]
 fn with_a_limit_worth_having_the_tier_locks_up_to_it_and_no_byte_more() {
     let dir = folder();
-    play("may_lock_one_model", &file(&dir, "model", LOCK_LIMIT_BYTES_MIN - MIB / 3));
+    play("may_lock_two_models", &file(&dir, "model", 3 * MIB - 5));
 }
 
 #[test]

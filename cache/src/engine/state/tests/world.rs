@@ -182,6 +182,7 @@ impl World {
                 Effect::TellFailed(id, _) => self.caller(id, |caller| caller.ends += 1),
                 Effect::PutLease(lease) => drop(self.leases.insert(lease.lease, lease)),
                 Effect::EndLease(lease) => drop(self.leases.remove(&lease)),
+                Effect::Land(flight) => assert!(self.open.contains_key(&flight), "only an open file lands"),
                 Effect::NoteUse(_) | Effect::Record(_) | Effect::NoteResident(_) => {}
                 Effect::Bless(blob) => {
                     if let Some(file) = self.files.get_mut(&blob) {
