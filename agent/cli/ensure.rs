@@ -1,8 +1,8 @@
 //! `tierd ensure` and `tierd prefetch`: through a daemon, or with an engine in this process.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use futures_util::StreamExt;
-use tierd_cache::engine::view::{self, Priority};
+use tierd_cache::engine::view::{self, Priority, Tier};
 use tierd_cache::ids::ModelKey;
 use tokio_util::sync::CancellationToken;
 use tonic::codegen::BoxStream;
@@ -14,10 +14,29 @@ use crate::cli::{Context, client};
 use crate::rpc::pb::{self, ensure_response::Update};
 use tierd_cache::units::human_duration;
 
+/// Where models are wanted, as written on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TargetArg {
+    /// Whole and verified on the disk of this node.
+    Nvme,
+    /// That, and held in its RAM.
+    Ram,
+}
+
+impl From<TargetArg> for pb::Tier {
+    fn from(target: TargetArg) -> Self {
+        match target {
+            TargetArg::Nvme => Self::Nvme,
+            TargetArg::Ram => Self::Ram,
+        }
+    }
+}
+
 /// `tierd ensure`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     tierd ensure diffusion_models/flux1-schnell.safetensors vae/ae.safetensors\n  \
+    tierd ensure --target ram vae/ae.safetensors      # and held in RAM, for every process on the node\n  \
     tierd ensure --json loras/style.safetensors | jq -r 'select(.ready).ready.models[].path'\n  \
     tierd ensure --standalone vae/ae.safetensors      # no daemon: image builds, one-shots\n\n\
     Progress goes to stderr, one line for each ready model to stdout. An interrupted fetch goes on in the daemon \
@@ -26,6 +45,9 @@ pub(crate) struct EnsureArgs {
     /// Models in ComfyUI's layout: <folder>/<path>
     #[arg(required = true, value_name = "MODEL")]
     pub models: Vec<String>,
+    /// Where they are wanted
+    #[arg(long, value_name = "TIER", default_value = "nvme", conflicts_with = "standalone")]
+    pub target: TargetArg,
     /// Run the engine in this process, without a daemon
     #[arg(long)]
     pub standalone: bool,
@@ -42,6 +64,9 @@ pub(crate) struct PrefetchArgs {
     /// Models in ComfyUI's layout: <folder>/<path>
     #[arg(required = true, value_name = "MODEL")]
     pub models: Vec<String>,
+    /// Where they may be wanted
+    #[arg(long, value_name = "TIER", default_value = "nvme")]
+    pub target: TargetArg,
 }
 
 /// Runs `tierd ensure`.
@@ -57,10 +82,11 @@ async fn through_daemon(context: &Context, args: EnsureArgs) -> Outcome {
         cancel_on_drop: args.cancel,
         progress_interval: Some(display.interval().into()),
         client: String::new(),
+        target: pb::Tier::from(args.target).into(),
     };
     let stream = daemon.cache.ensure(request).await?.into_inner();
     tokio::select! {
-        shown = show(context, display, Box::pin(stream)) => Ok(tell_ready(context, &shown?)?),
+        shown = show(context, display, Box::pin(stream)) => Ok(tell_ready(context, &shown?, args.target)?),
         _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, if args.cancel {
             "interrupted: the fetch stops unless somebody else wants it; finished pieces are kept"
         } else {
@@ -76,6 +102,8 @@ async fn standalone(context: &Context, args: EnsureArgs) -> Outcome {
     let request = view::EnsureRequest {
         models,
         priority: Priority::Demand,
+        // What this process holds in RAM goes with it.
+        target: Tier::Nvme,
         cancel_on_drop: false,
         progress_interval: display.interval(),
         client: "tierd ensure --standalone".to_owned(),
@@ -85,7 +113,7 @@ async fn standalone(context: &Context, args: EnsureArgs) -> Outcome {
         let updates = engine.ensure(request).await?;
         let stream = crate::rpc::ensure::answers(updates, context.reach.timeout, CancellationToken::new());
         let ready = show(context, display, Box::pin(stream)).await?;
-        Ok(tell_ready(context, &ready)?)
+        Ok(tell_ready(context, &ready, TargetArg::Nvme)?)
     };
     let outcome = tokio::select! {
         outcome = shown => outcome,
@@ -136,12 +164,17 @@ pub(crate) async fn show(
     Err(Failure::new(Exit::Unreachable, "the daemon hung up before the end; the fetch may go on: ask again"))
 }
 
-fn tell_ready(context: &Context, ready: &pb::Ready) -> std::io::Result<()> {
+fn tell_ready(context: &Context, ready: &pb::Ready, target: TargetArg) -> std::io::Result<()> {
     for model in &ready.models {
         context.out.line(format_args!("{}\t{}\t{}", model.model, size(model.bytes), model.path))?;
     }
     let elapsed = ready.elapsed.and_then(|elapsed| elapsed.to_std()).unwrap_or_default();
-    if ready.bytes_fetched == 0 {
+    let brought = ready.models.iter().filter(|model| model.from() != pb::Tier::Ram).map(|model| model.bytes).sum();
+    if ready.bytes_fetched == 0 && target == TargetArg::Ram && brought > 0 {
+        let speed = (brought as f64 / elapsed.as_secs_f64().max(0.001)) as u64;
+        let (brought, elapsed, speed) = (size(brought), human_duration(elapsed), rate(speed));
+        context.out.note(format_args!("ready in {elapsed}: {brought} brought into RAM ({speed})"));
+    } else if ready.bytes_fetched == 0 {
         context.out.note(format_args!("ready in {}: everything was here", human_duration(elapsed)));
     } else {
         let speed = (ready.bytes_fetched as f64 / elapsed.as_secs_f64().max(0.001)) as u64;
@@ -178,7 +211,8 @@ fn tell_failed(context: &Context, failed: pb::Failed) -> Failure {
 /// Runs `tierd prefetch`.
 pub(crate) async fn prefetch(context: &Context, args: PrefetchArgs) -> Outcome {
     let mut daemon = client::connect(&context.reach, &context.env).await?;
-    let request = pb::PrefetchRequest { models: args.models, client: String::new() };
+    let request =
+        pb::PrefetchRequest { models: args.models, client: String::new(), target: pb::Tier::from(args.target).into() };
     let plan = daemon.cache.prefetch(request).await?.into_inner().plan.unwrap_or_default();
     context.out.document(&plan)?;
     let row = |model: &pb::PlannedModel| {

@@ -6,7 +6,7 @@ use tierd_cache::units::human_duration;
 use crate::cli::exit::Outcome;
 use crate::cli::out::{count, size};
 use crate::cli::{Context, client};
-use crate::rpc::pb::{self, evicted_occurrence::Reason, occurrence::What, watch_response::Update};
+use crate::rpc::pb::{self, demoted_occurrence, evicted_occurrence::Reason, occurrence::What, watch_response::Update};
 
 /// `tierd events`.
 #[derive(Debug, Args)]
@@ -67,6 +67,15 @@ fn words(what: &What) -> String {
             let how = if unpinned.expired { "expired" } else { "ended" };
             format!("lease {} of {} {how}", unpinned.lease, unpinned.owner)
         }
+        What::Promoted(promoted) => {
+            let elapsed = promoted.elapsed.and_then(|elapsed| elapsed.to_std()).unwrap_or_default();
+            let (bytes, elapsed) = (size(promoted.bytes), human_duration(elapsed));
+            format!("promoted {} ({bytes} in RAM, in {elapsed})", promoted.models.join(" "))
+        }
+        What::Demoted(demoted) => {
+            let why = demoted.reason.as_ref().map_or_else(|| "unknown".to_owned(), demote_reason);
+            format!("demoted {} ({} of RAM freed): {why}", demoted.models.join(" "), size(demoted.bytes))
+        }
         What::Origin(origin) => {
             let dash = if origin.detail.is_empty() { "" } else { ": " };
             format!("origin {} is {}{dash}{}", origin.origin, origin.state().word(), origin.detail)
@@ -94,5 +103,17 @@ fn reason(reason: &Reason) -> String {
         Reason::Asked(asked) => format!("asked by {}", asked.by),
         Reason::Shrunk(shrunk) => format!("the budget shrank, {} over", size(shrunk.bytes_over)),
         Reason::Replaced(replaced) => format!("replaced by {}", replaced.by.get(..12).unwrap_or(&replaced.by)),
+    }
+}
+
+fn demote_reason(reason: &demoted_occurrence::Reason) -> String {
+    use demoted_occurrence::Reason;
+    match reason {
+        Reason::Room(room) => format!("room for {} ({})", room.wanted_by, room.policy),
+        Reason::Asked(asked) => format!("asked by {}", asked.by),
+        Reason::Pressure(pressure) => format!("the node is short of memory ({})", pressure.source),
+        Reason::Shrunk(shrunk) => format!("the budget shrank, {} over", size(shrunk.bytes_over)),
+        Reason::Removed(_) => "it leaves the disk".to_owned(),
+        Reason::Failed(failed) => failed.detail.clone(),
     }
 }

@@ -21,7 +21,7 @@ pub enum Exit {
     Usage = 2,
     /// A model, flight, lease or origin is not known.
     NotFound = 3,
-    /// The disk budget or the disk has no room.
+    /// The budget of the disk or of RAM has no room, or the disk itself.
     NoRoom = 4,
     /// An origin does not answer, refuses, or its object keeps changing.
     Origin = 5,
@@ -64,7 +64,7 @@ impl Exit {
             Self::Failed => "failed for a reason that has no code of its own",
             Self::Usage => "the command line or the configuration is wrong",
             Self::NotFound => "a model, flight, lease or origin is not known",
-            Self::NoRoom => "the disk budget or the disk has no room",
+            Self::NoRoom => "the budget of the disk or of RAM has no room, or the disk itself",
             Self::Origin => "an origin does not answer, refuses, or its object keeps changing",
             Self::Corrupt => "bytes are not what their digest says",
             Self::Held => "pinned, leased, in flight or loaded",
@@ -89,7 +89,7 @@ impl Exit {
             FaultKind::Unspecified | FaultKind::Store => Self::Failed,
             FaultKind::Invalid => Self::Usage,
             FaultKind::NotFound => Self::NotFound,
-            FaultKind::NoRoom | FaultKind::DiskFull => Self::NoRoom,
+            FaultKind::NoRoom | FaultKind::NoMemory | FaultKind::DiskFull => Self::NoRoom,
             FaultKind::Corrupt => Self::Corrupt,
             FaultKind::Changed | FaultKind::OriginUnavailable | FaultKind::OriginDenied => Self::Origin,
             FaultKind::Held => Self::Held,

@@ -14,6 +14,7 @@ mod check_config;
 mod client;
 mod demo;
 mod disk;
+mod doctor;
 mod ensure;
 mod events;
 pub mod exit;
@@ -21,7 +22,9 @@ mod models;
 mod out;
 mod progress;
 mod push;
+mod ram;
 mod status;
+mod top;
 
 use client::Reach;
 use exit::{Exit, Failure, Outcome};
@@ -56,10 +59,18 @@ enum Command {
     Prefetch(ensure::PrefetchArgs),
     /// Show tiers, origins and what is being fetched
     Status,
+    /// Show the same live: tiers, flights, origins and what happens
+    Top(top::TopArgs),
+    /// Say what limits this node and what to change, with or without a daemon
+    Doctor,
     /// List models, or show one: where it is and how it was verified
     Models(models::ModelsArgs),
     /// List what is being fetched, or stop it
     Flights(status::FlightsArgs),
+    /// Start to hold models in RAM that are on the disk, and do not wait
+    Promote(ram::PromoteArgs),
+    /// Give the RAM of models back; they stay on the disk
+    Demote(ram::DemoteArgs),
     /// Hold models against eviction for a time
     Pin(models::PinArgs),
     /// End leases
@@ -104,6 +115,10 @@ impl Command {
             Self::Ensure(_)
             | Self::Prefetch(_)
             | Self::Status
+            | Self::Top(_)
+            | Self::Doctor
+            | Self::Promote(_)
+            | Self::Demote(_)
             | Self::Models(_)
             | Self::Flights(_)
             | Self::Pin(_)
@@ -251,6 +266,10 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Ensure(args) => ensure::ensure(context, args).await,
         Command::Prefetch(args) => ensure::prefetch(context, args).await,
         Command::Status => status::status(context).await,
+        Command::Top(args) => top::top(context, args).await,
+        Command::Doctor => doctor::doctor(context).await,
+        Command::Promote(args) => ram::promote(context, args).await,
+        Command::Demote(args) => ram::demote(context, args).await,
         Command::Models(args) => models::models(context, args).await,
         Command::Flights(args) => status::flights(context, args).await,
         Command::Pin(args) => models::pin(context, args).await,
@@ -299,7 +318,14 @@ mod tests {
             "tierd serve --config x.toml",
             "tierd ensure vae/a vae/b --json --timeout 30s --cancel",
             "tierd ensure vae/a --standalone",
-            "tierd prefetch vae/a",
+            "tierd ensure vae/a --target ram",
+            "tierd prefetch vae/a --target ram",
+            "tierd promote vae/a vae/b",
+            "tierd demote vae/a",
+            "tierd pin vae/a --ram hard",
+            "tierd models --tier ram",
+            "tierd top --once",
+            "tierd doctor --json",
             "tierd status -q",
             "tierd models --folder loras --tier nvme --pinned",
             "tierd models vae/a",
@@ -337,6 +363,10 @@ mod tests {
             "tierd push dir --origin r2 --socket /run/x",
             "tierd --timeout 3s check-config",
             "tierd serve --json",
+            "tierd ensure vae/a --target origin",
+            "tierd ensure vae/a --standalone --target ram",
+            "tierd pin vae/a --ram",
+            "tierd promote",
             "tierd ensure vae/a --standalone --ca x.pem",
         ] {
             assert!(parse(line).is_err(), "{line}");

@@ -41,6 +41,8 @@ pub(crate) struct ModelsArgs {
 /// A tier, as written on the command line.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum TierArg {
+    /// The RAM of this node.
+    Ram,
     /// The disk of this node.
     Nvme,
     /// Only at an origin.
@@ -50,7 +52,8 @@ pub(crate) enum TierArg {
 /// `tierd pin`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  tierd pin vae/ae.safetensors --ttl 8h --owner nightly-batch\n\n\
-    A pin holds, it does not fetch: combine it with `tierd ensure`. It ends by itself after --ttl.")]
+    A pin holds, it does not fetch: combine it with `tierd ensure`. It ends by itself after --ttl. With --ram it holds them \
+    in RAM too; a hard one that cannot fit is refused with 4.")]
 pub(crate) struct PinArgs {
     /// Models in ComfyUI's layout: <folder>/<path>
     #[arg(required = true, value_name = "MODEL")]
@@ -61,6 +64,18 @@ pub(crate) struct PinArgs {
     /// How long
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = tierd_cache::units::parse_duration)]
     pub ttl: Duration,
+    /// Hold them in RAM too
+    #[arg(long, value_name = "HOW")]
+    pub ram: Option<RamArg>,
+}
+
+/// How hard RAM is held, as written on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum RamArg {
+    /// Demoted last.
+    Soft,
+    /// Never demoted, not even when memory is short.
+    Hard,
 }
 
 /// `tierd unpin`.
@@ -100,6 +115,7 @@ pub(crate) async fn models(context: &Context, args: ModelsArgs) -> Outcome {
         contains: args.contains.unwrap_or_default(),
         tier: match args.tier {
             None => pb::Tier::Unspecified,
+            Some(TierArg::Ram) => pb::Tier::Ram,
             Some(TierArg::Nvme) => pb::Tier::Nvme,
             Some(TierArg::Origin) => pb::Tier::Origin,
         }
@@ -186,7 +202,13 @@ fn ago(then: Timestamp) -> String {
 /// Runs `tierd pin`.
 pub(crate) async fn pin(context: &Context, args: PinArgs) -> Outcome {
     let mut daemon = client::connect(&context.reach, &context.env).await?;
-    let request = pb::PinRequest { models: args.models, owner: args.owner, ttl: Some(args.ttl.into()) };
+    let ram = match args.ram {
+        None => pb::RamHold::Unspecified,
+        Some(RamArg::Soft) => pb::RamHold::Soft,
+        Some(RamArg::Hard) => pb::RamHold::Hard,
+    };
+    let ttl = Some(args.ttl.into());
+    let request = pb::PinRequest { models: args.models, owner: args.owner, ttl, ram: ram.into() };
     let lease = daemon.cache.pin(request).await?.into_inner().lease.unwrap_or_default();
     context.out.document(&lease)?;
     print_leases(context, &[lease])
@@ -219,10 +241,14 @@ pub(crate) async fn leases(context: &Context, args: LeasesArgs) -> Outcome {
 fn print_leases(context: &Context, leases: &[pb::Lease]) -> Outcome {
     let row = |lease: &pb::Lease| {
         let expires = lease.expires.map(|at| at.to_string()).unwrap_or_default();
-        vec![lease.lease.to_string(), lease.owner.clone(), expires, lease.models.join(" ")]
+        let ram = match lease.ram() {
+            pb::RamHold::Unspecified => String::new(),
+            hold @ (pb::RamHold::Soft | pb::RamHold::Hard) => hold.word(),
+        };
+        vec![lease.lease.to_string(), lease.owner.clone(), expires, ram, lease.models.join(" ")]
     };
     let rows: Vec<_> = leases.iter().map(row).collect();
-    context.out.table(&["LEASE>", "OWNER", "EXPIRES", "MODELS"], &rows)?;
+    context.out.table(&["LEASE>", "OWNER", "EXPIRES", "RAM", "MODELS"], &rows)?;
     Ok(())
 }
 
@@ -236,8 +262,13 @@ pub(crate) async fn evict(context: &Context, args: EvictArgs) -> Outcome {
         context.out.line(format_args!("evicted {} ({})", model.model, size(model.bytes)))?;
     }
     context.out.line(format_args!("{} freed", size(report.bytes_freed)))?;
+    tell_kept(context, &report.kept)
+}
+
+/// Says what stays where it is, and why; the worst of it is the exit code.
+pub(crate) fn tell_kept(context: &Context, kept: &[pb::ModelFault]) -> Outcome {
     let mut worst = None;
-    for kept in &report.kept {
+    for kept in kept {
         let fault = kept.fault.clone().unwrap_or_default();
         // Most texts begin with their model.
         let model = if fault.text.starts_with(&kept.model) { String::new() } else { format!("{}: ", kept.model) };

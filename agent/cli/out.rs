@@ -82,7 +82,9 @@ impl Out {
     }
 }
 
-fn aligned(names: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+/// The lines of a table, its head first; columns whose names end in `>` are aligned to the right.
+#[must_use]
+pub(crate) fn aligned(names: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     let right: Vec<bool> = names.iter().map(|name| name.ends_with('>')).collect();
     let head: Vec<String> = names.iter().map(|name| name.trim_end_matches('>').to_owned()).collect();
     let mut widths = vec![0; head.len()];

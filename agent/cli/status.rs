@@ -6,7 +6,7 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
 
 use crate::cli::exit::{Exit, Failure, Outcome};
-use crate::cli::out::{Out, bar, count, rate, size};
+use crate::cli::out::{Out, aligned, bar, count, rate, size};
 use crate::cli::{Context, client};
 use crate::rpc::pb;
 
@@ -41,8 +41,22 @@ pub(crate) async fn status(context: &Context) -> Outcome {
 
 /// Prints the node: tiers with bars, then origins.
 pub(crate) fn print_node(out: Out, node: &pb::Node) -> std::io::Result<()> {
+    out.line(summary(node))?;
+    out.line(format_args!("models folder: {}\n", node.models_path))?;
+    for line in tier_lines(node) {
+        out.line(line)?;
+    }
+    out.line("")?;
+    for line in origin_lines(node) {
+        out.line(line)?;
+    }
+    Ok(())
+}
+
+/// The node on one line: version, uptime, how much is going on.
+pub(crate) fn summary(node: &pb::Node) -> String {
     let uptime = node.uptime.and_then(|uptime| uptime.to_std()).unwrap_or_default();
-    out.line(format_args!(
+    format!(
         "tierd {}, up {}; {} known, {}, {} waiting, {}",
         node.version,
         human_duration(uptime),
@@ -50,8 +64,11 @@ pub(crate) fn print_node(out: Out, node: &pb::Node) -> std::io::Result<()> {
         count(node.flights, "flight"),
         count(node.ensures, "caller"),
         count(node.leases, "lease")
-    ))?;
-    out.line(format_args!("models folder: {}\n", node.models_path))?;
+    )
+}
+
+/// Tiers with bars, and below them what each has to say.
+pub(crate) fn tier_lines(node: &pb::Node) -> Vec<String> {
     let tier = |tier: &pb::TierStatus| {
         vec![
             tier.tier().word(),
@@ -65,8 +82,14 @@ pub(crate) fn print_node(out: Out, node: &pb::Node) -> std::io::Result<()> {
         ]
     };
     let rows: Vec<_> = node.tiers.iter().map(tier).collect();
-    out.table(&["TIER", "", "USED>", "RESERVED>", "HELD>", "CAPACITY>", "MODELS>", "MODE"], &rows)?;
-    out.line("")?;
+    let mut lines = aligned(&["TIER", "", "USED>", "RESERVED>", "HELD>", "CAPACITY>", "MODELS>", "MODE"], &rows);
+    let told = node.tiers.iter().filter(|tier| !tier.detail.is_empty());
+    lines.extend(told.map(|tier| format!("{}: {}", tier.tier().word(), tier.detail)));
+    lines
+}
+
+/// Origins, how they are and how fast.
+pub(crate) fn origin_lines(node: &pb::Node) -> Vec<String> {
     let origin = |origin: &pb::OriginStatus| {
         vec![
             origin.origin.clone(),
@@ -80,7 +103,7 @@ pub(crate) fn print_node(out: Out, node: &pb::Node) -> std::io::Result<()> {
         ]
     };
     let rows: Vec<_> = node.origins.iter().map(origin).collect();
-    out.table(&["ORIGIN", "KIND", "STATE", "MODELS>", "CONNECTIONS>", "SPEED>", "ADDRESS", "DETAIL"], &rows)
+    aligned(&["ORIGIN", "KIND", "STATE", "MODELS>", "CONNECTIONS>", "SPEED>", "ADDRESS", "DETAIL"], &rows)
 }
 
 /// Runs `tierd flights`.
@@ -109,6 +132,14 @@ pub(crate) async fn flights(context: &Context, args: FlightsArgs) -> Outcome {
 }
 
 fn print_flights(out: Out, flights: &[pb::Flight]) -> std::io::Result<()> {
+    for line in flight_lines(flights) {
+        out.line(line)?;
+    }
+    Ok(())
+}
+
+/// Flights with bars.
+pub(crate) fn flight_lines(flights: &[pb::Flight]) -> Vec<String> {
     let row = |flight: &pb::Flight| {
         let state = match &flight.fault {
             Some(fault) => fault.text.clone(),
@@ -130,7 +161,7 @@ fn print_flights(out: Out, flights: &[pb::Flight]) -> std::io::Result<()> {
     let rows: Vec<_> = flights.iter().map(row).collect();
     let names =
         ["FLIGHT>", "PRIORITY", "", "DONE>", "SIZE>", "CONNECTIONS>", "RETRIES>", "WAITERS>", "MODELS", "STATE"];
-    out.table(&names, &rows)
+    aligned(&names, &rows)
 }
 
 /// Runs `tierd health`.

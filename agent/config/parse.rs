@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tierd_cache::config::{
-    BUDGET_BYTES_MIN, DirectIo, EngineConfig, FetchConfig, LimitsConfig, OriginConfig, OriginKind, StoreConfig,
+    BUDGET_BYTES_MIN, DirectIo, EngineConfig, FetchConfig, LimitsConfig, OriginConfig, OriginKind, RamConfig,
+    StoreConfig,
 };
 use tierd_cache::units::Share;
 
@@ -30,6 +31,7 @@ pub(super) fn build(raw: &Raw, reader: &mut Reader<'_>) -> Config {
     let catalog = raw.tables.get(&Section::Catalog);
     let engine = EngineConfig {
         store,
+        ram: ram(raw, reader),
         origins: found,
         fetch: fetch(raw, reader),
         refresh_interval: time(catalog, "refresh_interval").unwrap_or(Duration::from_secs(300)),
@@ -83,6 +85,18 @@ fn store(raw: &Raw, reader: &mut Reader<'_>) -> StoreConfig {
         }
     }
     store
+}
+
+fn ram(raw: &Raw, reader: &mut Reader<'_>) -> RamConfig {
+    let mut ram = RamConfig::default();
+    let Some(table) = raw.tables.get(&Section::Ram) else { return ram };
+    ram.budget = share(Some(table), "budget").unwrap_or(ram.budget);
+    ram.reserve = share(Some(table), "reserve");
+    if matches!(ram.reserve, Some(Share::Percent(percent)) if percent >= 100.0) {
+        let right = "to turn the tier off, write budget = \"0\"";
+        reader.problems.add_with(table.place_of("reserve"), table.path("reserve"), "leaves nothing for models", right);
+    }
+    ram
 }
 
 fn fetch(raw: &Raw, reader: &mut Reader<'_>) -> FetchConfig {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use tierd_cache::engine::EngineHandle;
-use tierd_cache::engine::view::{EnsureRequest, EnsureUpdate, ModelFilter, Priority, Tier};
+use tierd_cache::engine::view::{EnsureRequest, EnsureUpdate, ModelFilter, Priority, RamHold, Tier};
 use tierd_cache::fault::Fault;
 use tierd_cache::ids::{FlightId, LeaseId, ModelKey, OriginName, canonical_folder};
 use tokio::sync::mpsc;
@@ -46,6 +46,7 @@ impl pb::cache_service_server::CacheService for Cache {
         let request = EnsureRequest {
             models: caller::models(&request.models)?,
             priority: Priority::Demand,
+            target: target(request.target)?,
             cancel_on_drop: request.cancel_on_drop,
             progress_interval: caller::span("progress_interval", request.progress_interval, PROGRESS_INTERVAL)?,
             client,
@@ -59,6 +60,7 @@ impl pb::cache_service_server::CacheService for Cache {
         let request = EnsureRequest {
             models: caller::models(&request.get_ref().models)?,
             priority: Priority::Prefetch,
+            target: target(request.get_ref().target)?,
             cancel_on_drop: false,
             progress_interval: PROGRESS_INTERVAL,
             client,
@@ -104,12 +106,32 @@ impl pb::cache_service_server::CacheService for Cache {
         Ok(Response::new(pb::CancelFlightResponse {}))
     }
 
+    async fn promote_models(
+        &self,
+        request: Request<pb::PromoteModelsRequest>,
+    ) -> Result<Response<pb::PromoteModelsResponse>, Status> {
+        let models = caller::models(&request.get_ref().models)?;
+        let report = answer(ANSWER_WAIT, self.engine.promote(models)).await?;
+        Ok(Response::new((&report).into()))
+    }
+
+    async fn demote_models(
+        &self,
+        request: Request<pb::DemoteModelsRequest>,
+    ) -> Result<Response<pb::DemoteModelsResponse>, Status> {
+        let by = caller::client(&request.get_ref().client, request.extensions())?;
+        let models = caller::models(&request.get_ref().models)?;
+        let report = answer(ANSWER_WAIT, self.engine.demote(models, by)).await?;
+        Ok(Response::new((&report).into()))
+    }
+
     async fn pin(&self, request: Request<pb::PinRequest>) -> Result<Response<pb::PinResponse>, Status> {
         let request = request.into_inner();
         let models = caller::models(&request.models)?;
         let owner = caller::owner(&request.owner)?;
         let ttl = caller::span("ttl", request.ttl, LEASE_TTL)?;
-        let lease = answer(ANSWER_WAIT, self.engine.pin(models, owner, ttl)).await?;
+        let ram = ram_hold(request.ram)?;
+        let lease = answer(ANSWER_WAIT, self.engine.pin(models, owner, ttl, ram)).await?;
         Ok(Response::new(pb::PinResponse { lease: Some((&lease).into()) }))
     }
 
@@ -224,10 +246,32 @@ fn page_start(token: &str) -> Result<Option<ModelKey>, Status> {
     ModelKey::parse(token).map(Some).map_err(|_| invalid("page_token", "it is not a token that this daemon gave"))
 }
 
+/// The tier that models are wanted in: the disk if nothing is said.
+fn target(given: i32) -> Result<Tier, Status> {
+    match pb::Tier::try_from(given) {
+        Ok(pb::Tier::Unspecified | pb::Tier::Nvme) => Ok(Tier::Nvme),
+        Ok(pb::Tier::Ram) => Ok(Tier::Ram),
+        Ok(pb::Tier::Origin) => {
+            Err(invalid("target", "models are at their origins already: say TIER_RAM or TIER_NVME"))
+        }
+        Err(_) => Err(invalid("target", format_args!("{given} is no tier"))),
+    }
+}
+
+fn ram_hold(given: i32) -> Result<RamHold, Status> {
+    match pb::RamHold::try_from(given) {
+        Ok(pb::RamHold::Unspecified) => Ok(RamHold::None),
+        Ok(pb::RamHold::Soft) => Ok(RamHold::Soft),
+        Ok(pb::RamHold::Hard) => Ok(RamHold::Hard),
+        Err(_) => Err(invalid("ram", format_args!("{given} is no way to hold RAM"))),
+    }
+}
+
 fn filter(filter: pb::ModelFilter) -> Result<ModelFilter, Status> {
     let some = |text: String| (!text.is_empty()).then_some(text);
     let tier = match pb::Tier::try_from(filter.tier) {
         Ok(pb::Tier::Unspecified) => None,
+        Ok(pb::Tier::Ram) => Some(Tier::Ram),
         Ok(pb::Tier::Nvme) => Some(Tier::Nvme),
         Ok(pb::Tier::Origin) => Some(Tier::Origin),
         Err(_) => return Err(invalid("filter.tier", format_args!("{} is no tier", filter.tier))),
@@ -253,6 +297,9 @@ mod tests {
         assert_eq!(field(page_start("../x").expect_err("refused")), "page_token");
         let odd = pb::ModelFilter { tier: 77, ..Default::default() };
         assert_eq!(field(filter(odd).expect_err("refused")), "filter.tier");
+        assert_eq!(field(target(pb::Tier::Origin.into()).expect_err("refused")), "target");
+        assert_eq!(target(0).expect("the default"), Tier::Nvme);
+        assert_eq!(field(ram_hold(3).expect_err("refused")), "ram");
         let legacy = pb::ModelFilter { folder: "unet".into(), ..Default::default() };
         assert_eq!(filter(legacy).expect("accepted").folder.as_deref(), Some("diffusion_models"));
     }

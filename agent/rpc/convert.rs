@@ -25,6 +25,7 @@ pub(crate) fn keys(models: &[ModelKey]) -> Vec<String> {
 impl From<view::Tier> for pb::Tier {
     fn from(tier: view::Tier) -> Self {
         match tier {
+            view::Tier::Ram => Self::Ram,
             view::Tier::Nvme => Self::Nvme,
             view::Tier::Origin => Self::Origin,
         }
@@ -58,8 +59,19 @@ impl From<view::Phase> for pb::Phase {
             view::Phase::Checking => Self::Checking,
             view::Phase::Fetching => Self::Fetching,
             view::Phase::Finishing => Self::Finishing,
+            view::Phase::Locking => Self::Locking,
             view::Phase::Ready => Self::Ready,
             view::Phase::Failed => Self::Failed,
+        }
+    }
+}
+
+impl From<view::RamHold> for pb::RamHold {
+    fn from(hold: view::RamHold) -> Self {
+        match hold {
+            view::RamHold::None => Self::Unspecified,
+            view::RamHold::Soft => Self::Soft,
+            view::RamHold::Hard => Self::Hard,
         }
     }
 }
@@ -219,7 +231,20 @@ impl From<&view::LeaseView> for pb::Lease {
             owner: lease.owner.clone(),
             models: keys(&lease.models),
             expires: Some(lease.expires.into()),
+            ram: pb::RamHold::from(lease.ram).into(),
         }
+    }
+}
+
+impl From<&view::MoveReport> for pb::PromoteModelsResponse {
+    fn from(report: &view::MoveReport) -> Self {
+        Self { promoted: keys(&report.moved), kept: report.kept.iter().map(Into::into).collect() }
+    }
+}
+
+impl From<&view::MoveReport> for pb::DemoteModelsResponse {
+    fn from(report: &view::MoveReport) -> Self {
+        Self { demoted: keys(&report.moved), kept: report.kept.iter().map(Into::into).collect() }
     }
 }
 
@@ -245,6 +270,7 @@ impl From<&view::NodeView> for pb::Node {
             held_bytes: tier.held,
             models: tier.models,
             mode: tier.mode.clone(),
+            detail: tier.detail.clone(),
         });
         let origins = node.origins.iter().map(|origin| pb::OriginStatus {
             origin: origin.origin.to_string(),

@@ -31,6 +31,12 @@ impl From<&Fault> for pb::Fault {
                 evictable_bytes: Some(*evictable),
                 ..of(FaultKind::NoRoom)
             },
+            Fault::NoMemory { needed, free, evictable } => Self {
+                needed_bytes: Some(*needed),
+                free_bytes: Some(*free),
+                evictable_bytes: Some(*evictable),
+                ..of(FaultKind::NoMemory)
+            },
             Fault::DiskFull { .. } => of(FaultKind::DiskFull),
             Fault::Corrupt { model, origin, .. } => {
                 Self { model: model.to_string(), origin: origin.to_string(), ..of(FaultKind::Corrupt) }
@@ -69,7 +75,7 @@ pub fn code(kind: FaultKind) -> Code {
         FaultKind::Unspecified => Code::Unknown,
         FaultKind::Invalid => Code::InvalidArgument,
         FaultKind::NotFound => Code::NotFound,
-        FaultKind::NoRoom | FaultKind::DiskFull | FaultKind::Busy => Code::ResourceExhausted,
+        FaultKind::NoRoom | FaultKind::NoMemory | FaultKind::DiskFull | FaultKind::Busy => Code::ResourceExhausted,
         FaultKind::Corrupt => Code::DataLoss,
         FaultKind::Changed => Code::Aborted,
         FaultKind::OriginUnavailable | FaultKind::ShuttingDown => Code::Unavailable,
@@ -111,6 +117,9 @@ pub fn status_of(fault: &pb::Fault) -> Status {
         FaultKind::NoRoom | FaultKind::DiskFull => {
             details.add_quota_failure_violation("disk", &fault.text);
         }
+        FaultKind::NoMemory => {
+            details.add_quota_failure_violation("ram", &fault.text);
+        }
         FaultKind::Busy => {
             details.add_quota_failure_violation(&fault.limit, &fault.text);
             details.set_retry_info(wait);
@@ -134,7 +143,8 @@ pub fn status_of(fault: &pb::Fault) -> Status {
     Status::with_error_details(code(kind), fault.text.clone(), details)
 }
 
-/// The fault's fields that are set, by name, for `ErrorInfo.metadata`. The text is the status message.
+/// The fault's fields that are set, by name, for `ErrorInfo.metadata`, and the tier without room. The text is the status
+/// message.
 fn metadata(fault: &pb::Fault) -> HashMap<String, String> {
     let words = [
         ("field", &fault.field),
@@ -151,6 +161,11 @@ fn metadata(fault: &pb::Fault) -> HashMap<String, String> {
         ("limit_max", fault.limit_max),
     ];
     let mut all = HashMap::new();
+    for (kind, tier) in [(FaultKind::NoRoom, pb::Tier::Nvme), (FaultKind::NoMemory, pb::Tier::Ram)] {
+        if fault.kind() == kind {
+            all.insert("tier".to_owned(), tier.word());
+        }
+    }
     for (name, value) in words.into_iter().filter(|(_, value)| !value.is_empty()) {
         all.insert(name.to_owned(), value.clone());
     }
@@ -204,6 +219,7 @@ pub(crate) mod tests {
             Fault::Invalid { field: "ttl", reason: "it is zero".into() },
             Fault::NotFound { what: "flight 7".into(), hint: "it may have ended long ago".into() },
             Fault::NoRoom { needed: 3 << 30, free: 0, evictable: 1 },
+            Fault::NoMemory { needed: 3 << 30, free: 0, evictable: 1 },
             Fault::DiskFull { detail: "piece 3".into() },
             Fault::Corrupt { model: model.clone(), origin: origin.clone(), expected: "aa".into(), actual: "bb".into() },
             Fault::Changed { model, origin: origin.clone() },
@@ -232,6 +248,7 @@ pub(crate) mod tests {
                 Fault::Invalid { .. }
                 | Fault::NotFound { .. }
                 | Fault::NoRoom { .. }
+                | Fault::NoMemory { .. }
                 | Fault::DiskFull { .. }
                 | Fault::Corrupt { .. }
                 | Fault::Changed { .. }
@@ -277,10 +294,13 @@ pub(crate) mod tests {
                 Code::Unavailable => assert!(details.retry_info().is_some(), "{fault:?}"),
                 _ => {}
             }
-            if let Fault::NoRoom { .. } = fault {
-                let sizes = ["needed_bytes", "free_bytes", "evictable_bytes"].map(|name| info.metadata[name].as_str());
-                assert_eq!(sizes, ["3221225472", "0", "1"]);
-            }
+            let tier = match fault {
+                Fault::NoRoom { .. } => "nvme",
+                Fault::NoMemory { .. } => "ram",
+                _ => continue,
+            };
+            let names = ["tier", "needed_bytes", "free_bytes", "evictable_bytes"];
+            assert_eq!(names.map(|name| info.metadata[name].as_str()), [tier, "3221225472", "0", "1"]);
         }
     }
 

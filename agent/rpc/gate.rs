@@ -20,8 +20,9 @@ use tower::{Layer, Service};
 use crate::rpc::fault;
 
 /// The methods that metrics name; all others are `other`.
-pub(crate) const METHODS: [&str; 16] = [
+pub(crate) const METHODS: [&str; 18] = [
     "CancelFlight",
+    "DemoteModels",
     "Ensure",
     "Evict",
     "GetFlight",
@@ -33,6 +34,7 @@ pub(crate) const METHODS: [&str; 16] = [
     "ListModels",
     "Pin",
     "Prefetch",
+    "PromoteModels",
     "Refresh",
     "Unpin",
     "Verify",

@@ -35,6 +35,7 @@ words! {
     priority: Priority, "PRIORITY_";
     phase: Phase, "PHASE_";
     origin_state: OriginState, "ORIGIN_STATE_";
+    ram_hold: RamHold, "RAM_HOLD_";
     import_how: ImportHow, "IMPORT_HOW_";
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tierd_cache::engine::view::{EvictReason, Occurrence, What};
+use tierd_cache::engine::view::{DemoteReason, EvictReason, Occurrence, What};
 use tierd_cache::ids::Seq;
 use tonic::Status;
 
@@ -76,6 +76,18 @@ fn what(what: &What) -> pb::occurrence::What {
         What::Unpinned { lease, owner, expired } => {
             Pb::Unpinned(pb::UnpinnedOccurrence { lease: lease.0, owner: owner.clone(), expired: *expired })
         }
+        What::Promoted { models, blob, bytes, elapsed_ms } => Pb::Promoted(pb::PromotedOccurrence {
+            models: keys(models),
+            blob: blob.to_string(),
+            bytes: *bytes,
+            elapsed: Some(Duration::from_millis(*elapsed_ms).into()),
+        }),
+        What::Demoted { models, blob, bytes, reason } => Pb::Demoted(pb::DemotedOccurrence {
+            models: keys(models),
+            blob: blob.to_string(),
+            bytes: *bytes,
+            reason: Some(demote_reason(reason)),
+        }),
         What::Origin { origin, state, detail } => Pb::Origin(pb::OriginOccurrence {
             origin: origin.to_string(),
             state: pb::OriginState::from(*state).into(),
@@ -96,6 +108,20 @@ fn reason(reason: &EvictReason) -> pb::evicted_occurrence::Reason {
         EvictReason::Asked { by } => Reason::Asked(pb::AskedReason { by: by.clone() }),
         EvictReason::Shrunk { over } => Reason::Shrunk(pb::ShrunkReason { bytes_over: *over }),
         EvictReason::Replaced { by } => Reason::Replaced(pb::ReplacedReason { by: by.to_string() }),
+    }
+}
+
+fn demote_reason(reason: &DemoteReason) -> pb::demoted_occurrence::Reason {
+    use pb::demoted_occurrence::Reason;
+    match reason {
+        DemoteReason::Room { wanted_by, policy } => {
+            Reason::Room(pb::RoomReason { wanted_by: wanted_by.to_string(), policy: policy.clone() })
+        }
+        DemoteReason::Asked { by } => Reason::Asked(pb::AskedReason { by: by.clone() }),
+        DemoteReason::Pressure { source } => Reason::Pressure(pb::PressureReason { source: source.clone() }),
+        DemoteReason::Shrunk { over } => Reason::Shrunk(pb::ShrunkReason { bytes_over: *over }),
+        DemoteReason::Removed => Reason::Removed(pb::RemovedReason {}),
+        DemoteReason::Failed { detail } => Reason::Failed(pb::FailedReason { detail: detail.clone() }),
     }
 }
 

@@ -79,7 +79,7 @@ the reasons as text, or as JSON to `Accept: application/json`.
 mod tests {
     use std::time::Duration;
 
-    use tierd_cache::engine::view::{EvictReason, Phase, Tier};
+    use tierd_cache::engine::view::{DemoteReason, EvictReason, Phase, Tier};
     use tierd_cache::ids::OriginName;
     use tierd_cache::metrics as measured;
 
@@ -107,6 +107,11 @@ mod tests {
             measured::evicted(&EvictReason::Asked { by: "me".to_owned() }, 7);
             measured::committed(Duration::from_millis(1));
             measured::damaged(1);
+            measured::ram_bytes(1, 2, 3, 4);
+            measured::ram_models(1);
+            measured::ram_locked(7, Duration::from_millis(1));
+            measured::ram_demoted(&DemoteReason::Removed, 7);
+            measured::ram_pressure("psi");
             measured::ensure_ended(measured::EnsureOutcome::Hit, Tier::Nvme, Duration::from_millis(1));
             measured::flights(Phase::Fetching, 2);
             measured::flights(Phase::Failed, 99);

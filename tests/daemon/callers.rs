@@ -139,7 +139,8 @@ async fn a_prefetch_waits_for_nobody_and_is_upgraded_when_someone_asks() {
         let daemon = Daemon::start(Settings::with_origin(&origin)).await;
         let client = daemon.client().await;
 
-        let request = pb::PrefetchRequest { models: vec![FLUX.to_owned()], client: String::new() };
+        let request =
+            pb::PrefetchRequest { models: vec![FLUX.to_owned()], client: String::new(), ..Default::default() };
         let plan = client.cache.clone().prefetch(request).await.expect("a guess is taken").into_inner().plan;
         assert_eq!(plan.expect("always set").models[0].model, FLUX);
         let only_flight = || async {
@@ -180,7 +181,8 @@ async fn demand_goes_before_prefetch() {
         let daemon = Daemon::start(Settings::with_origin(&origin).set("fetch", "connections_max", "2")).await;
         let client = daemon.client().await;
 
-        let request = pb::PrefetchRequest { models: vec![FLUX.to_owned()], client: String::new() };
+        let request =
+            pb::PrefetchRequest { models: vec![FLUX.to_owned()], client: String::new(), ..Default::default() };
         client.cache.clone().prefetch(request).await.expect("a guess is taken");
         origin.until_sent(FLUX, MIB, 20).await;
         client.ready(&[VAE]).await;

@@ -104,6 +104,7 @@ async fn ensured(context: &Context, daemon: &mut Daemon, made: &[Made]) -> Resul
         cancel_on_drop: false,
         progress_interval: Some(display.interval().into()),
         client: "tierd demo".to_owned(),
+        target: pb::Tier::Nvme.into(),
     };
     let waited = async {
         let stream = daemon.cache.ensure(request).await?.into_inner();

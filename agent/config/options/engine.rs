@@ -1,14 +1,14 @@
-//! The options of the engine: store, fetch, catalog, limits. A table and nothing else.
+//! The options of the engine: store, ram, fetch, catalog, limits. A table and nothing else.
 
 use super::Preset::{Computed, Is};
-use super::Section::{Catalog, Fetch, Limits, Store};
+use super::Section::{Catalog, Fetch, Limits, Ram, Store};
 use super::{DAY, Kind, MIB, SECOND, Spec, option};
 
 /// Most entries that any list or queue may be configured for.
 const LIST_MAX: u64 = 1_000_000;
 
 /// The options.
-pub(super) const OPTIONS: [Spec; 21] = [
+pub(super) const OPTIONS: [Spec; 23] = [
     option(
         Store,
         "path",
@@ -68,6 +68,22 @@ pub(super) const OPTIONS: [Spec; 21] = [
         "Permissions of blobs and models. Readable by ComfyUI's user through the group, by no one else.",
     ),
     option(Store, "dir_mode", Kind::Mode, Is("\"0750\""), "\"0755\"", "Permissions of folders, for the same reason."),
+    option(
+        Ram,
+        "budget",
+        Kind::Share,
+        Is("\"50%\""),
+        "\"64 GiB\"",
+        "Most bytes of RAM that models may hold; `0` turns the tier off. The other half of the RAM is ComfyUI's, whose own caches want as much again.",
+    ),
+    option(
+        Ram,
+        "reserve",
+        Kind::Share,
+        Computed("an eighth more than min(10 GiB, max(2 GiB, 10 % of RAM)), at most half of the RAM"),
+        "\"16 GiB\"",
+        "RAM that always stays available to others: models leave RAM before less is. The default is just above the threshold below which ComfyUI drops its own models.",
+    ),
     option(
         Fetch,
         "connections_max",

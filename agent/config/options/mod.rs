@@ -12,6 +12,7 @@ use super::kind::Kind;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::config) enum Section {
     Store,
+    Ram,
     Origin,
     Fetch,
     Catalog,
@@ -25,8 +26,9 @@ pub(in crate::config) enum Section {
 
 impl Section {
     /// All sections, in the order of the reference file.
-    pub(in crate::config) const ALL: [Self; 10] = [
+    pub(in crate::config) const ALL: [Self; 11] = [
         Self::Store,
+        Self::Ram,
         Self::Origin,
         Self::Fetch,
         Self::Catalog,
@@ -42,6 +44,7 @@ impl Section {
     pub(in crate::config) fn path(self) -> &'static str {
         match self {
             Self::Store => "store",
+            Self::Ram => "ram",
             Self::Origin => "origin",
             Self::Fetch => "fetch",
             Self::Catalog => "catalog",
@@ -73,6 +76,10 @@ impl Section {
     pub(in crate::config) fn about(self) -> &'static str {
         match self {
             Self::Store => "The disk (L3): where models are kept and how many bytes they may take.",
+            Self::Ram => {
+                "RAM (L2): models that are held in the page cache, where every process on the node reads them. Less is held where \
+                 a cgroup, RLIMIT_MEMLOCK or the reserve says so; `tierd status` says which."
+            }
             Self::Origin => {
                 "Where models come from (L4). One such block for each origin, the preferred one first. Without any, \
                  the folder `origin` beside the store's other folders is the only origin, named `local`."

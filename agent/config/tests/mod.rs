@@ -288,6 +288,19 @@ fn the_environment_overrides_the_file_and_makes_origins() {
 }
 
 #[test]
+fn the_ram_tier_can_be_turned_off_and_a_reserve_of_everything_is_refused() {
+    for off in ["0", "\"0\"", "\"0%\""] {
+        let config = Sandbox::new().load(&format!("[ram]\nbudget = {off}\n")).expect("good");
+        assert_eq!(config.engine.ram.budget.of(1 << 40), 0, "{off}");
+    }
+    let lines = Sandbox::new().problems("[ram]\nbudget = \"8 GiB\"\nreserve = \"100%\"\n");
+    assert_eq!(
+        lines,
+        ["t.toml:3:1: ram.reserve: leaves nothing for models; to turn the tier off, write budget = \"0\""]
+    );
+}
+
+#[test]
 fn a_variable_that_sets_nothing_is_a_mistake() {
     let lines = Sandbox::new()
         .with("TIERD_STORE__BUDGT", "1")

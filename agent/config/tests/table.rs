@@ -78,7 +78,7 @@ fn what_is_printed_reads_as_the_same_configuration() {
     let sandbox = Sandbox::new();
     for text in [
         "",
-        "[store]\nbudget = \"123456789 B\"\nkeep_free = \"2.5%\"\npath = '/a \"b\"\\c'\n[fetch]\nbandwidth_max = \"3 MiB/s\"\n\
+        "[store]\nbudget = \"123456789 B\"\nkeep_free = \"2.5%\"\npath = '/a \"b\"\\c'\n[ram]\nbudget = 0\nreserve = \"7%\"\n[fetch]\nbandwidth_max = \"3 MiB/s\"\n\
          [listen]\nhttp = \"off\"\n[listen.tcp]\naddress = \"127.0.0.1:5\"\n[listen.tcp.tls]\ncertificate = \"/dev/null\"\n\
          key = \"/dev/null\"\nclient_ca = \"/dev/null\"\n[log]\nformat = \"json\"\n\
          [[origin]]\nname = \"a\"\nkind = \"s3\"\nbucket = \"b\"\nanonymous = true\nstall_timeout = \"1500ms\"\n\

@@ -154,7 +154,7 @@ impl Client {
     /// Pins models for a while.
     pub(crate) async fn pin(&self, models: &[&str], owner: &str, ttl: Milliseconds) -> Result<pb::Lease, Status> {
         let models = models.iter().map(|&model| model.to_owned()).collect();
-        let request = pb::PinRequest { models, owner: owner.to_owned(), ttl: Some(ttl.into()) };
+        let request = pb::PinRequest { models, owner: owner.to_owned(), ttl: Some(ttl.into()), ..Default::default() };
         Ok(self.cache.clone().pin(request).await?.into_inner().lease.expect("always set"))
     }
 
