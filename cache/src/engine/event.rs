@@ -161,8 +161,11 @@ pub enum Event {
         /// What says so.
         source: &'static str,
     },
-    /// There is memory again.
-    PressureOver,
+    /// There is memory again: what went because there was none may come back.
+    PressureOver {
+        /// Bytes that may come back now.
+        growth: u64,
+    },
     /// How many bytes an origin has sent since the daemon started.
     Sample {
         /// The origin.

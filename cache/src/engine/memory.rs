@@ -146,7 +146,7 @@ impl Engine {
             crate::metrics::ram_pressure(look.source.word());
             self.apply(Event::Pressure { release: advice.release, source: look.source.word() });
         } else if advice.growth > 0 {
-            self.apply(Event::PressureOver);
+            self.apply(Event::PressureOver { growth: advice.growth });
         }
         self.rewarm();
     }
@@ -276,9 +276,9 @@ impl Engine {
         }
     }
 
-    /// Nothing is held: nobody needs to watch.
+    /// Nothing is held and nothing waits to come back: nobody needs to watch.
     pub(crate) fn rest_ram(&mut self) {
-        if self.ram.is_empty() {
+        if self.ram.is_empty() && !self.state.ram_wants_back() {
             self.ram.watch = None;
         }
     }

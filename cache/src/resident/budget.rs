@@ -100,7 +100,7 @@ pub fn effective(inputs: &Inputs) -> Effective {
 #[must_use]
 pub fn default_reserve(ram: u64) -> u64 {
     const GIB: u64 = crate::units::GIB;
-    let threshold = (ram / 10).max(2 * GIB).min(10 * GIB);
+    let threshold = (ram / 10).clamp(2 * GIB, 10 * GIB);
     (threshold + threshold / 8).min(ram / 2)
 }
 

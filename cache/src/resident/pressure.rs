@@ -242,6 +242,7 @@ mod tests {
         let (tell, told) = mpsc::channel();
         let watch = Watch::start(Duration::from_millis(1), move |look| drop(tell.send(look))).expect("starts");
         let look = told.recv_timeout(LONG).expect("a look");
+        println!("{:?}", watch.source());
         assert_eq!(&look.source, watch.source());
         assert!(look.available > 0);
         drop(watch);

@@ -25,7 +25,7 @@ impl ReliefLimits {
     /// The defaults around a reserve.
     #[must_use]
     pub fn around(reserve: u64) -> Self {
-        let margin = (reserve / 8).max(512 * MIB).min(4 * GIB);
+        let margin = (reserve / 8).clamp(512 * MIB, 4 * GIB);
         Self { reserve, margin, step: 256 * MIB, calm: Duration::from_secs(10) }
     }
 }

@@ -221,7 +221,10 @@ impl State {
     #[must_use]
     pub fn lane(&self, origin: &OriginName) -> (u32, u32, u64) {
         let lane = self.lanes.iter().find(|lane| lane.origin == *origin);
-        lane.map_or((0, 0, 0), |lane| (lane.running, lane.connections.allowed(), lane.connections.rate()))
+        lane.map_or((0, 0, 0), |lane| {
+            let rate = if lane.running == 0 { 0 } else { lane.connections.rate() };
+            (lane.running, lane.connections.allowed(), rate)
+        })
     }
 
     /// Flights under way, callers waiting, leases held, models known to some tier.

@@ -21,6 +21,10 @@ pub(crate) struct Memory {
     pub(crate) held: BTreeMap<BlobId, Held>,
     /// Blobs that shall be promoted though no caller waits for it, in order.
     pub(crate) queue: VecDeque<BlobId>,
+    /// Blobs that went because the node was short of memory: they come back when there is room, and push nobody out.
+    regrow: VecDeque<BlobId>,
+    /// Bytes that may come back now.
+    growth: u64,
     /// Nothing new is promoted while the node is short of memory.
     pub(crate) paused: bool,
     policy: Box<dyn EvictionPolicy>,
@@ -48,7 +52,15 @@ pub(crate) enum Stage {
 impl Memory {
     /// An empty tier that may hold nothing until the node's limits are known.
     pub(crate) fn new(policy: Box<dyn EvictionPolicy>) -> Self {
-        Self { budget: Budget::new(0), held: BTreeMap::new(), queue: VecDeque::new(), paused: false, policy }
+        Self {
+            budget: Budget::new(0),
+            held: BTreeMap::new(),
+            queue: VecDeque::new(),
+            regrow: VecDeque::new(),
+            growth: 0,
+            paused: false,
+            policy,
+        }
     }
 
     pub(crate) fn is_locked(&self, blob: BlobId) -> bool {
@@ -259,6 +271,30 @@ impl State {
             }
             self.memory.queue.pop_front();
         }
+        self.regrow(now);
+    }
+
+    /// Lets come back what went for want of memory, the last to go first, as far as there is room to spare.
+    fn regrow(&mut self, now: Tick) {
+        while let Some(blob) = self.memory.regrow.back().copied() {
+            let Some(bytes) = self.blobs.get(&blob).filter(|blob| blob.fate == Fate::Kept).map(|blob| blob.bytes)
+            else {
+                self.memory.regrow.pop_back();
+                continue;
+            };
+            if bytes > self.memory.growth.min(self.memory.budget.free()) || self.memory.held.contains_key(&blob) {
+                return;
+            }
+            self.memory.growth -= bytes;
+            self.memory.regrow.pop_back();
+            self.lock(blob, false, now);
+        }
+    }
+
+    /// Whether something waits to come back.
+    #[must_use]
+    pub fn ram_wants_back(&self) -> bool {
+        !self.memory.regrow.is_empty()
     }
 
     /// Starts to lock one blob. False if it must wait for pages on their way out, or for memory.
@@ -361,6 +397,10 @@ impl State {
 
     pub(super) fn start_unlock(&mut self, blob: BlobId, reason: DemoteReason) {
         self.memory.queue.retain(|queued| *queued != blob);
+        self.memory.regrow.retain(|queued| *queued != blob);
+        if matches!(reason, DemoteReason::Pressure { .. } | DemoteReason::Shrunk { .. }) {
+            self.memory.regrow.push_back(blob);
+        }
         let Some(held) = self.memory.held.get_mut(&blob).filter(|held| held.stage != Stage::Unlocking) else { return };
         let was_locked = held.stage == Stage::Locked;
         if !was_locked {
@@ -424,6 +464,7 @@ impl State {
     /// The node is short of memory: the coldest go at once, wanted or not; nothing new comes.
     pub(super) fn pressure(&mut self, release: u64, source: &str, now: Tick) {
         self.memory.paused = true;
+        self.memory.growth = 0;
         let leaving = self.memory.leaving();
         if release > leaving {
             let reason = DemoteReason::Pressure { source: source.to_owned() };
@@ -431,8 +472,9 @@ impl State {
         }
     }
 
-    pub(super) fn pressure_over(&mut self) {
+    pub(super) fn pressure_over(&mut self, growth: u64) {
         self.memory.paused = false;
+        self.memory.growth = growth;
     }
 
     /// The set that a restart locks again, the most recently used first.

@@ -248,7 +248,7 @@ impl State {
             Event::Unlocked(blob) => self.unlocked(blob),
             Event::RamLimit(bytes) => self.ram_limit(bytes),
             Event::Pressure { release, source } => self.pressure(release, source, now),
-            Event::PressureOver => self.pressure_over(),
+            Event::PressureOver { growth } => self.pressure_over(growth),
             Event::Tick => {
                 self.expire_leases(now);
                 self.patrol(now);

@@ -95,7 +95,7 @@ fn lands_through_the_cache() {
     let resident = Resident::open();
     let held = resident.begin(&partial, BYTES).expect("maps");
     let before = read_bytes();
-    let content: Vec<u8> = (0..BYTES).map(|at| (at * 31 >> 7) as u8).collect();
+    let content: Vec<u8> = (0..BYTES).map(|at| ((at * 31) >> 7) as u8).collect();
     // Out of order, as pieces come.
     for piece in [3, 0, 10, 9, 1, 2, 7, 5, 4, 8, 6] {
         let range = piece * PIECE..((piece + 1) * PIECE).min(BYTES);

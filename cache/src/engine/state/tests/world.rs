@@ -284,7 +284,7 @@ impl World {
             Step::Pressure(mib) => {
                 self.apply(Event::Pressure { release: u64::from(mib) * MIB, source: "world" });
             }
-            Step::PressureOver => self.apply(Event::PressureOver),
+            Step::PressureOver => self.apply(Event::PressureOver { growth: RAM }),
             Step::Leave(n) => {
                 let live = self.callers.iter().filter(|(_, c)| c.ends == 0 && !c.left).map(|(id, _)| *id);
                 if let Some(id) = self.pick(live.collect::<Vec<_>>(), n) {
@@ -672,7 +672,7 @@ impl World {
         self.tell_space();
         self.ram_limit = RAM;
         self.tell_ram();
-        self.apply(Event::PressureOver);
+        self.apply(Event::PressureOver { growth: RAM });
         for _ in 0..20_000 {
             self.now = self.now.after(Duration::from_millis(100));
             if let Some(effect) = self.todo.pop() {
