@@ -257,11 +257,16 @@ async fn every_command_speaks_json() {
             &["pin", FLUX, "--owner", "test"],
             &["events"],
             &["verify"],
+            &["promote", FLUX],
+            &["top"],
+            &["doctor"],
             &["evict", FLUX],
         ] {
             let words: Vec<_> = [&["--json"], command].concat();
             let done = cli.run(&words).await;
-            assert!(done.code == 0 || command[0] == "evict", "{command:?}: {} {}", done.out, done.err);
+            // What they find out depends on the machine, or is held.
+            let may_fail = ["evict", "promote", "doctor"].contains(&command[0]);
+            assert!(done.code == 0 || may_fail, "{command:?}: {} {}", done.out, done.err);
             assert!(!done.json().is_empty(), "{command:?} says nothing");
         }
     })

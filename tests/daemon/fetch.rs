@@ -131,7 +131,7 @@ async fn the_same_content_under_two_names_is_stored_once() {
         let inode = |model| std::fs::metadata(daemon.model(model)).expect("it is there").ino();
         assert_eq!(inode(FLUX), inode(other));
         assert_eq!(origin.sent(FLUX) + origin.sent(other), content.bytes(), "fetched once");
-        let used = client.node().await.tiers[0].used_bytes;
+        let used = client.tier(tierd::rpc::pb::Tier::Nvme).await.used_bytes;
         assert_eq!(used, content.bytes(), "stored once");
     })
     .await;

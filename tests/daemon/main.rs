@@ -9,6 +9,8 @@ mod callers;
 mod crash;
 mod docs;
 mod fetch;
+mod pressure;
+mod ram;
 mod room;
 mod servers;
 mod store_faults;

@@ -136,7 +136,7 @@ async fn the_budget_holds_while_a_download_runs() {
             async move { client.ready(&NAMES[..3]).await }
         });
         until("room is reserved for all", 20, || async {
-            let tier = client.node().await.tiers.first().cloned().expect("a disk tier");
+            let tier = client.tier(pb::Tier::Nvme).await;
             (tier.used_bytes + tier.reserved_bytes == 90 * MIB).then_some(())
         })
         .await;
@@ -160,7 +160,7 @@ async fn an_eviction_on_request_names_who_asked() {
         assert_eq!(evictions(&client).await, [(NAMES[0].to_owned(), "test".to_owned())]);
         assert!(!daemon.model(NAMES[0]).exists());
         assert!(daemon.files("v1/blobs").is_empty());
-        let tier = client.node().await.tiers[0].clone();
+        let tier = client.tier(pb::Tier::Nvme).await;
         assert_eq!((tier.used_bytes, tier.reserved_bytes), (0, 0));
     })
     .await;

@@ -207,7 +207,11 @@ async fn a_full_disk_is_a_typed_fault_shows_nothing_and_heals() {
         assert!(!daemon.model(FLUX).exists());
         daemon.cli().run(&["ensure", FLUX]).await.assert_code(4);
         let node = client.node().await;
-        assert_eq!(node.tiers[0].reserved_bytes, 0, "what was reserved is given back");
+        assert_eq!(
+            node.tiers.iter().map(|tier| tier.reserved_bytes).sum::<u64>(),
+            0,
+            "what was reserved is given back"
+        );
 
         std::fs::remove_file(&filler).expect("it is there");
         until("it fits again", 5, || async { client.ensure(&[FLUX]).await.ready }).await;

@@ -123,7 +123,7 @@ impl Client {
 
     /// Whether a model is on the disk.
     pub(crate) async fn stored(&self, model: &str) -> bool {
-        self.model(model).await.is_ok_and(|model| model.tier() == pb::Tier::Nvme)
+        self.model(model).await.is_ok_and(|model| matches!(model.tier(), pb::Tier::Nvme | pb::Tier::Ram))
     }
 
     /// All that happened and is remembered.
@@ -149,6 +149,38 @@ impl Client {
     pub(crate) async fn node(&self) -> pb::Node {
         let answer = self.node.clone().get_node(pb::GetNodeRequest {}).await.expect("the node answers");
         answer.into_inner().node.expect("always set")
+    }
+
+    /// One tier of the node.
+    pub(crate) async fn tier(&self, tier: pb::Tier) -> pb::TierStatus {
+        let found = self.node().await.tiers.into_iter().find(|row| row.tier() == tier);
+        found.unwrap_or_else(|| panic!("the node has no row for {tier:?}"))
+    }
+
+    /// Ensures models in RAM and waits for the end, whatever it is.
+    pub(crate) async fn ensure_in_ram(&self, models: &[&str]) -> Outcome {
+        self.ensure_with(pb::EnsureRequest { target: pb::Tier::Ram.into(), ..Self::request(models) }).await
+    }
+
+    /// Ensures models in RAM, all of which must become ready.
+    pub(crate) async fn ready_in_ram(&self, models: &[&str]) -> pb::Ready {
+        let outcome = self.ensure_in_ram(models).await;
+        outcome.ready().clone()
+    }
+
+    /// Demotes models.
+    pub(crate) async fn demote(&self, models: &[&str]) -> Result<pb::DemoteModelsResponse, Status> {
+        let models = models.iter().map(|&model| model.to_owned()).collect();
+        let request = pb::DemoteModelsRequest { models, client: "test".to_owned() };
+        Ok(self.cache.clone().demote_models(request).await?.into_inner())
+    }
+
+    /// Holds models in RAM for ten minutes.
+    pub(crate) async fn pin_in_ram(&self, models: &[&str], ram: pb::RamHold) -> Result<pb::Lease, Status> {
+        let models = models.iter().map(|&model| model.to_owned()).collect();
+        let (owner, ttl) = ("test".to_owned(), Some(Milliseconds(600_000).into()));
+        let request = pb::PinRequest { models, owner, ttl, ram: ram.into() };
+        Ok(self.cache.clone().pin(request).await?.into_inner().lease.expect("always set"))
     }
 
     /// Pins models for a while.
