@@ -1,10 +1,11 @@
 //! What the store does when it is opened: makes the disk agree with the index after a crash at any point. Needs no hand, removes no
 //! file that is not ours, and costs one look at each file.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 
 use crate::clock::Wall;
-use crate::ids::BlobId;
+use crate::ids::{BlobId, ModelKey};
 use crate::piece::Layout;
 
 use super::disk::Identity;
@@ -37,6 +38,7 @@ impl Store {
         withdrawn.into_iter().try_for_each(|blob| self.finish_withdrawal(blob))?;
         self.heal_blobs()?;
         self.heal_names()?;
+        self.heal_nameless()?;
         self.heal_orphans()?;
         self.drop_orphan_sidecars()?;
         self.list_partials()
@@ -98,6 +100,34 @@ impl Store {
             }
         }
         if forgotten.is_empty() { Ok(()) } else { index.append(forgotten, true) }
+    }
+
+    /// A blob whose name's record was lost gets back the names under `models/` that are its very file.
+    fn heal_nameless(&self) -> Result<(), StoreError> {
+        let mut nameless: BTreeMap<u64, BlobId> = BTreeMap::new();
+        {
+            let index = self.index();
+            let named: BTreeSet<BlobId> = index.tables.links.values().map(|link| link.blob).collect();
+            for (blob, record) in index.tables.blobs.iter().filter(|(blob, _)| !named.contains(blob)) {
+                nameless.insert(record.identity.inode, *blob);
+            }
+        }
+        if nameless.is_empty() {
+            return Ok(());
+        }
+        let mut files = Vec::new();
+        self.walk(&self.paths.models, 0, &mut files)?;
+        let mut found = Vec::new();
+        for file in files {
+            let inode = disk::look(&file)?.map_or(0, |found| found.ino());
+            let key = file.strip_prefix(&self.paths.models).ok().and_then(|path| path.to_str());
+            let model = key.and_then(|key| ModelKey::parse(key).ok().filter(|model| model.as_str() == key));
+            if let (Some(blob), Some(model)) = (nameless.get(&inode), model) {
+                tracing::warn!(%blob, %model, "the record of a name was lost, found it again");
+                found.push(Record::Link { model, blob: *blob, source: None });
+            }
+        }
+        if found.is_empty() { Ok(()) } else { self.index().append(found, true) }
     }
 
     /// Puts files that the index does not know back to being partials: the index was lost.

@@ -61,7 +61,8 @@ impl Store {
         Ok(all)
     }
 
-    fn walk(&self, dir: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), StoreError> {
+    /// Every model file below a folder, our own files and what is too deep left out.
+    pub(super) fn walk(&self, dir: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), StoreError> {
         let ours = fs::metadata(self.paths.v1()).wrap("look at", &self.paths.v1())?;
         let entries = match fs::read_dir(dir) {
             Ok(entries) => entries,

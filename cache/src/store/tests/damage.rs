@@ -130,6 +130,23 @@ fn a_lost_sidecar_is_made_again_if_the_content_is_good() {
 }
 
 #[test]
+fn a_name_whose_record_was_lost_is_found_again() {
+    let (dir, data) = (folder(), content(3, BYTES));
+    let (store, _) = open(&dir);
+    let blob = store_all(&store, &data, &["vae/x.safetensors"]);
+    let index = store.paths.index();
+    drop(store);
+    let text = fs::read_to_string(&index).expect("readable");
+    let kept: String = text.lines().filter(|line| !line.contains("vae/x")).map(|line| format!("{line}\n")).collect();
+    assert_ne!(text, kept, "the name had a record");
+    fs::write(&index, kept).expect("writable");
+    let (store, inventory) = open(&dir);
+    let names: Vec<&str> = inventory.links.iter().map(|link| link.model.as_str()).collect();
+    assert_eq!(names, ["vae/x.safetensors"]);
+    assert_eq!(store.inspect(blob, &key("vae/x.safetensors")).expect("looks"), Inspection::Intact);
+}
+
+#[test]
 fn a_lost_index_leaves_visible_files_alone_and_an_import_brings_them_back() {
     let (dir, data) = (folder(), content(7, BYTES));
     let (store, _) = open(&dir);
