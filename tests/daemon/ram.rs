@@ -17,6 +17,8 @@ const NAMES: [&str; 4] =
     ["text_encoders/t5.safetensors", "diffusion_models/flux.safetensors", "vae/ae.safetensors", "loras/a.safetensors"];
 /// Size of each model.
 const BYTES: u64 = 48 * MIB;
+/// The user that owns nothing.
+const NOBODY: u32 = 65_534;
 /// What a daemon reads from the disk beside models: its own state, and its own program where that was evicted meanwhile.
 const OWN_READS: u64 = BYTES / 2;
 
@@ -207,7 +209,7 @@ async fn a_killed_daemon_leaves_no_lock_behind() {
         assert_eq!(forget(), BYTES, "locked pages are not forgotten");
         // What is written down a moment after the pages are held is no loss if the moment does not come.
         until("the set is written down", 10, || async {
-            daemon.files("v1").keys().any(|file| file.to_string_lossy().contains("resident")).then_some(())
+            daemon.store().join("v1/catalog/resident.json").exists().then_some(())
         })
         .await;
         daemon.kill();
@@ -249,6 +251,35 @@ async fn without_the_right_to_lock_the_tier_is_warm_and_says_why() {
         let doctor = daemon.cli().run(&["doctor"]).await.assert_code(1);
         let wrong: Vec<_> = doctor.out.lines().filter(|line| line.starts_with("WRONG")).collect();
         assert!(wrong.len() == 1 && wrong[0].contains("ram") && wrong[0].contains("warm"), "{}", doctor.out);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_that_is_not_root_locks_pages_with_the_units_capability() {
+    let test = "a_user_that_is_not_root_locks_pages_with_the_units_capability";
+    if !may_lock(test) || !is_root() {
+        return skip(test, "only root has a capability to give");
+    }
+    within(60, async {
+        let (_origin, settings) = settings(4).await;
+        let mut daemon = Daemon::prepare(settings);
+        // Nobody may not enter every folder that a program is built in.
+        let program = daemon.dir().join("tierd");
+        std::fs::copy(env!("CARGO_BIN_EXE_tierd"), &program).expect("the binary can be copied");
+        std::os::unix::fs::chown(daemon.dir(), Some(NOBODY), Some(NOBODY)).expect("root may");
+        let with = "prlimit --memlock=8388608:8388608 setpriv --reuid 65534 --regid 65534 --clear-groups \
+                    --inh-caps=-all,+ipc_lock --ambient-caps=-all,+ipc_lock --bounding-set=-all,+ipc_lock";
+        let run = format!("shift; exec {with} {} \"$@\"", program.display());
+        daemon.wrapper = vec!["sh".to_owned(), "-c".to_owned(), run, "sh".to_owned()];
+        daemon.restart().await;
+        let client = daemon.client().await;
+        client.ready_in_ram(&NAMES[..1]).await;
+        let ram = client.tier(pb::Tier::Ram).await;
+        assert_eq!((ram.mode.as_str(), ram.used_bytes), ("locked", BYTES), "{}", ram.detail);
+        assert_eq!(locked(daemon.pid()), BYTES);
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("it runs");
+        assert!(status.contains("CapEff:\t0000000000004000") && status.contains("Uid:\t65534"), "{status}");
     })
     .await;
 }
