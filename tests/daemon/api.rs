@@ -243,6 +243,28 @@ async fn the_command_line_without_a_daemon_says_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn doctor_looks_for_itself_where_no_daemon_answers_and_fails_only_for_what_is_wrong() {
+    within(30, async {
+        let origin = FaultOrigin::start().await;
+        let good = Daemon::prepare(Settings::with_origin(&origin).set("ram", "budget", "0"));
+        std::fs::create_dir(good.store()).expect("its folder can be made");
+        good.write_config();
+        let done = good.cli().run(&["doctor"]).await.assert_code(0);
+        for part in ["no daemon answers", "the tier is off", "lab answers", "same file system", "good   clock"] {
+            assert!(done.out.contains(part), "{part} is missing in\n{}", done.out);
+        }
+
+        let dead = format!("http://127.0.0.1:{}", free_port());
+        let bad = Daemon::prepare(Settings::default().http_origin("gone", &dead).set("ram", "budget", "0"));
+        bad.write_config();
+        let done = bad.cli().run(&["doctor"]).await.assert_code(1);
+        let wrong: Vec<_> = done.out.lines().filter(|line| line.starts_with("WRONG")).collect();
+        assert!(wrong.len() == 1 && wrong[0].contains("gone is not reachable"), "{}", done.out);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_command_speaks_json() {
     within(60, async {
         let (_origin, daemon, _client) = node().await;

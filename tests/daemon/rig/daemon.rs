@@ -115,10 +115,15 @@ impl Daemon {
         self.settings = change(std::mem::take(&mut self.settings));
     }
 
+    /// Writes the configuration file that it would be started with.
+    pub(crate) fn write_config(&self) {
+        std::fs::write(self.config(), self.settings.text(self.dir.path())).expect("its folder can be written");
+    }
+
     /// Starts the process and does not wait.
     pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none(), "it runs already");
-        std::fs::write(self.config(), self.settings.text(self.dir.path())).expect("its folder can be written");
+        self.write_config();
         let log = File::options().create(true).append(true).open(self.log_path()).expect("its folder can be written");
         let mut words = self.wrapper.clone();
         words.push(env!("CARGO_BIN_EXE_tierd").to_owned());
