@@ -9,7 +9,7 @@ dir=${1:-${TMPDIR:-/tmp}/tierd-versus}
 
 # Two packages each, program and package: the program is what is looked for.
 missing=
-for pair in aria2c:aria2 curl:curl fio:fio nginx:nginx-light ip:iproute2 cc:gcc; do
+for pair in aria2c:aria2 curl:curl fio:fio nginx:nginx-light vmtouch:vmtouch ip:iproute2 cc:gcc; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair#*:}"
 done
 python3 -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
@@ -31,4 +31,5 @@ mkdir -p "$dir/bin"
 
 cc -O2 -Wall -Wextra -pthread -o "$dir/bin/floor" "$here/floor.c"
 cc -O2 -Wall -Wextra -pthread -o "$dir/bin/link" "$here/link.c"
+cc -O2 -Wall -Wextra -o "$dir/bin/resident" "$here/resident.c"
 echo "ready: $dir"
