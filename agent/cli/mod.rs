@@ -23,6 +23,7 @@ mod out;
 mod progress;
 mod push;
 mod ram;
+mod readiness;
 mod status;
 mod top;
 
@@ -87,6 +88,8 @@ enum Command {
     Verify(disk::VerifyArgs),
     /// List origins again now
     Refresh(disk::RefreshArgs),
+    /// Say how soon models could be ready here, and what would have to go
+    Readiness(readiness::ReadinessArgs),
     /// Show what happened, and why
     Events(events::EventsArgs),
     /// Ask the daemon whether it serves: for container health checks
@@ -128,6 +131,7 @@ impl Command {
             | Self::Import(_)
             | Self::Verify(_)
             | Self::Refresh(_)
+            | Self::Readiness(_)
             | Self::Events(_)
             | Self::Health => Vec::new(),
         }
@@ -280,6 +284,7 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Import(args) => disk::import(context, args).await,
         Command::Verify(args) => disk::verify(context, args).await,
         Command::Refresh(args) => disk::refresh(context, args).await,
+        Command::Readiness(args) => readiness::readiness(context, args).await,
         Command::Events(args) => events::events(context, args).await,
         Command::Health => status::health(context).await,
         Command::CheckConfig(args) => check_config::check_config(context, args),
@@ -338,6 +343,7 @@ mod tests {
             "tierd import dir --dry-run",
             "tierd verify",
             "tierd refresh r2",
+            "tierd readiness vae/a vae/b --target ram --json",
             "tierd events --follow --since 7",
             "tierd health --socket https://node:7443 --ca ca.pem",
             "tierd check-config --example",

@@ -247,7 +247,7 @@ fn page_start(token: &str) -> Result<Option<ModelKey>, Status> {
 }
 
 /// The tier that models are wanted in: the disk if nothing is said.
-fn target(given: i32) -> Result<Tier, Status> {
+pub(crate) fn target(given: i32) -> Result<Tier, Status> {
     match pb::Tier::try_from(given) {
         Ok(pb::Tier::Unspecified | pb::Tier::Nvme) => Ok(Tier::Nvme),
         Ok(pb::Tier::Ram) => Ok(Tier::Ram),

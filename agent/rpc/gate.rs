@@ -20,10 +20,11 @@ use tower::{Layer, Service};
 use crate::rpc::fault;
 
 /// The methods that metrics name; all others are `other`.
-pub(crate) const METHODS: [&str; 18] = [
+pub(crate) const METHODS: [&str; 20] = [
     "CancelFlight",
     "DemoteModels",
     "Ensure",
+    "EstimateReadiness",
     "Evict",
     "GetFlight",
     "GetModel",
@@ -35,6 +36,7 @@ pub(crate) const METHODS: [&str; 18] = [
     "Pin",
     "Prefetch",
     "PromoteModels",
+    "RankWorkflows",
     "Refresh",
     "Unpin",
     "Verify",

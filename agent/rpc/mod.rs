@@ -12,6 +12,7 @@ pub(crate) mod json;
 mod listen;
 mod node;
 mod occurrence;
+mod placement;
 mod server;
 pub mod time;
 

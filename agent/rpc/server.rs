@@ -21,6 +21,8 @@ use crate::rpc::listen::{self, RpcError, UnixSocket};
 use crate::rpc::node::Node;
 use crate::rpc::pb::cache_service_server::CacheServiceServer;
 use crate::rpc::pb::node_service_server::NodeServiceServer;
+use crate::rpc::pb::placement_service_server::PlacementServiceServer;
+use crate::rpc::placement::Placement;
 
 /// How often a silent connection is asked whether it lives: dead launchers must not hold streams for long.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -99,6 +101,7 @@ impl Server {
             health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
             health.set_not_serving::<CacheServiceServer<Cache>>().await;
             health.set_not_serving::<NodeServiceServer<Node>>().await;
+            health.set_not_serving::<PlacementServiceServer<Placement>>().await;
         };
         let (unix, tcp, ()) = tokio::join!(ends(unix, &stop), ends(tcp, &stop), draining);
         drop(file);
@@ -136,9 +139,12 @@ async fn services(
         .max_decoding_message_size(message_bytes_max);
     let node = NodeServiceServer::new(Node { engine: handle.clone(), stop: stop.clone() })
         .max_decoding_message_size(message_bytes_max);
+    let placement =
+        PlacementServiceServer::new(Placement { engine: handle.clone() }).max_decoding_message_size(message_bytes_max);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<CacheServiceServer<Cache>>().await;
     health.set_serving::<NodeServiceServer<Node>>().await;
+    health.set_serving::<PlacementServiceServer<Placement>>().await;
 
     let describe = || {
         tonic_reflection::server::Builder::configure()
@@ -149,7 +155,12 @@ async fn services(
     // Both versions: older tools know only v1alpha.
     let v1 = describe().build_v1().map_err(failed)?;
     let v1alpha = describe().build_v1alpha().map_err(failed)?;
-    let routes = Routes::new(cache).add_service(node).add_service(health_service).add_service(v1).add_service(v1alpha);
+    let routes = Routes::new(cache)
+        .add_service(node)
+        .add_service(placement)
+        .add_service(health_service)
+        .add_service(v1)
+        .add_service(v1alpha);
     Ok((health, routes.prepare()))
 }
 

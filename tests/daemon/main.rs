@@ -11,6 +11,7 @@ mod docs;
 mod fetch;
 mod pressure;
 mod ram;
+mod readiness;
 mod room;
 mod servers;
 mod store_faults;

@@ -99,10 +99,12 @@ impl Engine {
             }
             Effect::TellReady(id, ready) => {
                 self.count_ready(id, &ready);
+                self.came_true(id, &ready);
                 self.callers.end(id, EnsureUpdate::Ready(ready));
             }
             Effect::TellFailed(id, failed) => {
                 self.count_failed(id, &failed);
+                self.came_to_nothing(id);
                 self.callers.end(id, EnsureUpdate::Failed(failed));
             }
             Effect::Record(what) => self.record(what),

@@ -1,10 +1,12 @@
 //! The handle: how everyone else speaks to the engine. Sends commands and waits for answers; holds no state.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::engine::outlook::Outlook;
 use crate::engine::view::{
     EnsureRequest, EnsureUpdate, EvictReport, FlightView, ImportedFile, LeaseView, ModelFilter, ModelPage, ModelView,
     MoveReport, NodeView, Occurrence, RamHold,
@@ -97,11 +99,18 @@ pub struct Watch {
 #[derive(Debug, Clone)]
 pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
+    outlook: watch::Receiver<Arc<Outlook>>,
 }
 
 impl EngineHandle {
-    pub(crate) fn new(commands: mpsc::Sender<Command>) -> Self {
-        Self { commands }
+    pub(crate) fn new(commands: mpsc::Sender<Command>, outlook: watch::Receiver<Arc<Outlook>>) -> Self {
+        Self { commands, outlook }
+    }
+
+    /// The node as estimates see it, at most some tens of milliseconds old. Asks nobody and never waits for the engine.
+    #[must_use]
+    pub fn outlook(&self) -> Arc<Outlook> {
+        self.outlook.borrow().clone()
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Fault> {

@@ -191,6 +191,7 @@ impl Engine {
             self.measure_ram();
         }
         let stream = self.callers.add(id, request.progress_interval, self.clock.now());
+        self.foretell(id, &request);
         self.apply(Event::Ensure { id, request });
         stream
     }

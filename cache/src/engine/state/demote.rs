@@ -78,8 +78,8 @@ impl State {
         held.filter(|(blob, held)| held.stage == Stage::Unlocking || may_go(blob)).map(|(_, held)| held.bytes).sum()
     }
 
-    /// Starts to give back at least `bytes`, the coldest first. Returns what will come back.
-    pub(super) fn demote_coldest(&mut self, bytes: u64, reason: &DemoteReason, now: Tick) -> u64 {
+    /// What would go so that at least `bytes` come back, the coldest first.
+    pub(super) fn ram_victims(&self, bytes: u64, now: Tick) -> Vec<BlobId> {
         let wanted: BTreeSet<BlobId> = self
             .ensures
             .values()
@@ -102,8 +102,13 @@ impl State {
             // What a soft lease holds goes last.
             victims.extend(self.memory.policy.victims(short, &|blob| evictable(blob, &[RamHold::Soft]), now));
         }
+        victims
+    }
+
+    /// Starts to give back at least `bytes`, the coldest first. Returns what will come back.
+    pub(super) fn demote_coldest(&mut self, bytes: u64, reason: &DemoteReason, now: Tick) -> u64 {
         let mut found = 0;
-        for blob in victims {
+        for blob in self.ram_victims(bytes, now) {
             found += self.memory.held.get(&blob).map_or(0, |held| held.bytes);
             self.start_unlock(blob, reason.clone());
         }

@@ -13,6 +13,7 @@
 //! | `stored` | what is on the disk: names, leases, damage |
 //! | `restart` | flights whose source changed or failed; files that are let go |
 //! | `look` | read-only views for the outside |
+//! | `outlook` | what an estimate needs to know, as a snapshot |
 //! | `check` | the invariants, for tests and debug builds |
 
 mod check;
@@ -22,6 +23,7 @@ mod ensure;
 mod flight;
 mod look;
 mod memory;
+mod outlook;
 mod patrol;
 mod restart;
 mod room;
@@ -44,6 +46,7 @@ use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Sha2
 use crate::plan::EvictionPolicy;
 use crate::plan::connections::Connections;
 use crate::plan::lru::Lru;
+use crate::plan::rates::Rates;
 use crate::store::{Inventory, PartialName, StoredLink};
 use crate::units::Share;
 
@@ -141,6 +144,8 @@ pub struct State {
     requests: BTreeMap<RequestId, dispatch::Request>,
     policy: Box<dyn EvictionPolicy>,
     memory: Memory,
+    /// How long things take on this node. Shared with snapshots, copied when it changes under one.
+    rates: Arc<Rates>,
     disk_jobs: usize,
     /// The blob that is being read because it was its turn.
     patrolled: Option<BlobId>,
@@ -205,6 +210,7 @@ impl State {
             requests: BTreeMap::new(),
             policy,
             memory: Memory::new(Box::new(Lru::default())),
+            rates: Arc::default(),
             disk_jobs: 0,
             patrolled: None,
             idle_since: now,
