@@ -14,9 +14,11 @@ use crate::ids::EnsureId;
 use crate::metrics;
 use crate::plan::calibration::{Calibration, Class, Prediction};
 
-/// Shortest time between two outlooks. What a scheduler reads is at most this old while something moves; building one costs
-/// as much as listing what is stored.
-pub(crate) const OUTLOOK_INTERVAL: Duration = Duration::from_millis(25);
+/// Shortest time between two outlooks while bytes move: what a scheduler reads is at most this old.
+const OUTLOOK_INTERVAL: Duration = Duration::from_millis(25);
+/// Shortest time between two outlooks of a changed shelf, for each model on it: some twenty times what it costs to list one.
+/// So a node with few models answers for what it just did, and one with many does not spend its time on lists.
+const SHELF_INTERVAL_PER_MODEL: Duration = Duration::from_micros(5);
 /// Predictions that wait for their end; as many as there may be callers.
 const TOLD_MAX: usize = 4096;
 
@@ -57,10 +59,12 @@ impl Engine {
     /// Publishes an outlook if something changed and the last one is old enough. Returns when it wants to be asked again.
     pub(crate) fn publish_outlook(&mut self) -> Option<Tick> {
         let now = self.clock.now();
-        if !self.forecast.moved && !self.forecast.reshaped {
-            return None;
-        }
-        let due = self.forecast.at.after(OUTLOOK_INTERVAL);
+        let interval = match (self.forecast.reshaped, self.forecast.moved) {
+            (true, _) => SHELF_INTERVAL_PER_MODEL.saturating_mul(self.forecast.shelf.models.len() as u32),
+            (false, true) => OUTLOOK_INTERVAL,
+            (false, false) => return None,
+        };
+        let due = self.forecast.at.after(interval);
         if now < due {
             return Some(due);
         }

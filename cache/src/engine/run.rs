@@ -287,6 +287,10 @@ impl Engine {
         self.forecast.reshaped |= event.reshapes();
         self.count_event(&event);
         let effects = self.state.apply(event, self.clock.now(), self.clock.wall());
+        // Before anybody is told: who then asks how soon something could be ready must be answered by what is.
+        if self.forecast.reshaped {
+            self.publish_outlook();
+        }
         for effect in effects {
             self.start(effect);
         }
@@ -295,6 +299,7 @@ impl Engine {
     /// Starts the work that an order called for.
     pub(crate) fn act(&mut self, effects: Vec<Effect>) {
         self.forecast.reshaped = true;
+        self.publish_outlook();
         for effect in effects {
             self.start(effect);
         }
