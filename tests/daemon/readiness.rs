@@ -1,9 +1,8 @@
 //! Claims about readiness: what a scheduler is told before it asks turns out true, and says what stands in the way.
 
-use std::time::Instant;
-
 use tierd::rpc::pb;
 use tierd::rpc::pb::placement_service_client::PlacementServiceClient;
+use tokio::time::Instant;
 
 use crate::rig::servers::nginx;
 use crate::rig::{Client, Content, Daemon, FaultOrigin, MIB, Settings, until, within};
