@@ -1,12 +1,19 @@
 //! The metrics: every one of them a constant with its unit, kind, description and closed labels, and one small function
 //! for each thing that is measured. Nobody else names a metric. No label ever holds a path, an address or free text.
 
+mod outcome;
+mod prime;
+
 use std::time::Duration;
 
 use metrics::{Unit, counter, gauge, histogram};
 
 use crate::engine::view::{DemoteReason, EvictReason, Phase, Tier};
 use crate::ids::OriginName;
+use crate::plan::calibration::Class;
+
+pub use self::outcome::{EnsureOutcome, RequestOutcome};
+pub use self::prime::prime_origin;
 
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,6 +56,8 @@ const REASON: (&str, &str) = ("reason", "`room`, `asked`, `shrunk`, `replaced`")
 
 const DEMOTE_REASON: (&str, &str) = ("reason", "`room`, `asked`, `pressure`, `shrunk`, `removed`, `failed`");
 
+const FROM: (&str, &str) = ("from", "`ram`, `nvme`, `origin`");
+
 const fn metric(
     name: &'static str,
     unit: Unit,
@@ -83,6 +92,8 @@ metrics! {
         "Requests to an origin that are under way.";
     FETCH_REQUEST_SECONDS = "tierd_fetch_request_seconds", Seconds, Kind::Histogram(REQUEST_BUCKETS), &[ORIGIN],
         "Time from a ranged request to the last byte of its answer.";
+    FETCH_FIRST_BYTE_SECONDS = "tierd_fetch_first_byte_seconds", Seconds, Kind::Histogram(REQUEST_BUCKETS), &[ORIGIN],
+        "Time from a ranged request to the head of a good answer: the origin's latency.";
     ORIGIN_UP = "tierd_origin_up", Count, Kind::Gauge, &[ORIGIN],
         "1 if the origin's last answer was a good one, else 0.";
     ORIGIN_MODELS = "tierd_origin_models", Count, Kind::Gauge, &[ORIGIN],
@@ -92,6 +103,10 @@ metrics! {
         "Bytes of the disk tier: used by models, promised to flights, most that both may take, and free on the file system.";
     STORE_MODELS = "tierd_store_models", Count, Kind::Gauge, &[],
         "Models on the disk.";
+    STORE_STORED = "tierd_store_stored_total", Count, Kind::Counter, &[],
+        "Models that became whole and visible on the disk.";
+    STORE_STORED_BYTES = "tierd_store_stored_bytes_total", Bytes, Kind::Counter, &[],
+        "Bytes of these models: what came into the disk tier.";
     STORE_EVICTIONS = "tierd_store_evictions_total", Count, Kind::Counter, &[REASON],
         "Models that left the disk. Many for `room` mean that the budget is smaller than what is in use.";
     STORE_EVICTED_BYTES = "tierd_store_evicted_bytes_total", Bytes, Kind::Counter, &[REASON],
@@ -121,11 +136,21 @@ metrics! {
     ENGINE_ENSURE_SECONDS = "tierd_engine_ensure_seconds", Seconds, Kind::Histogram(ENSURE_BUCKETS),
         &[("from", "`ram`, `nvme`, `origin`: the slowest tier that a model of the set was in")],
         "Time from an ensure to its end.";
+    ENGINE_MODELS = "tierd_engine_models_total", Count, Kind::Counter, &[FROM],
+        "Models that were made ready, by the tier that each was in when it was asked for: `ram` and `nvme` are hits, `origin` is a miss.";
+    ENGINE_MODEL_BYTES = "tierd_engine_model_bytes_total", Bytes, Kind::Counter, &[FROM],
+        "Bytes of these models. What was not `origin` did not have to be fetched again.";
+    ENGINE_ESTIMATES = "tierd_engine_estimates_total", Count, Kind::Counter,
+        &[("class", "`hit`, `lock`, `fetch`"), ("verdict", "`near`, `short`, `long`")],
+        "Estimates that were compared with what came: within a factor of two, told less than half of it, or more than twice. Hits take a millisecond, where the scheduler of the system decides.";
     ENGINE_ESTIMATE_ERROR = "tierd_engine_estimate_error_ratio", Count, Kind::Histogram(ERROR_BUCKETS), &[],
         "How far the estimate of a set's time was off, as a share of the time that it took: 0.1 is a tenth. A median above 0.5 means that the node surprises itself.";
     ENGINE_FLIGHTS = "tierd_engine_flights", Count, Kind::Gauge,
         &[("phase", "`waiting`, `checking`, `fetching`, `finishing`")],
         "Flights under way.";
+    ENGINE_FLIGHTS_FAILED = "tierd_engine_flights_failed_total", Count, Kind::Counter,
+        &[("fault", "the kind of fault, as in `corrupt`, `no_room`, `origin_unavailable`")],
+        "Flights that ended badly. `corrupt` means that an origin's bytes are not what their digest says.";
     ENGINE_WAITERS = "tierd_engine_waiters", Count, Kind::Gauge, &[],
         "Callers that wait for models.";
     ENGINE_LEASES = "tierd_engine_leases", Count, Kind::Gauge, &[],
@@ -148,7 +173,8 @@ metrics! {
         "When the daemon started, in seconds since 1970 UTC.";
 }
 
-/// Tells the recorder the units and descriptions of all metrics. Call once, after it is installed.
+/// Tells the recorder the units and descriptions of all metrics, and shows counters at zero where the first step matters.
+/// Call once, after it is installed.
 pub fn describe_all() {
     for metric in ALL {
         match metric.kind {
@@ -157,79 +183,7 @@ pub fn describe_all() {
             Kind::Histogram(_) => metrics::describe_histogram!(metric.name, metric.unit, metric.description),
         }
     }
-}
-
-/// How a ranged request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RequestOutcome {
-    /// All its bytes came.
-    Ok,
-    /// The object is another one now.
-    Changed,
-    /// The origin asked us to wait: 429 or 503.
-    Throttled,
-    /// Another 5xx.
-    ServerError,
-    /// No answer in time.
-    Timeout,
-    /// Silence inside the answer.
-    Stalled,
-    /// The connection broke.
-    Reset,
-    /// The answer ended early.
-    Truncated,
-    /// Credentials refused: 401 or 403.
-    Denied,
-    /// No such object: 404 or 410.
-    NotFound,
-    /// Anything else.
-    Other,
-}
-
-impl RequestOutcome {
-    /// Its label.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Changed => "changed",
-            Self::Throttled => "throttled",
-            Self::ServerError => "server_error",
-            Self::Timeout => "timeout",
-            Self::Stalled => "stalled",
-            Self::Reset => "reset",
-            Self::Truncated => "truncated",
-            Self::Denied => "denied",
-            Self::NotFound => "not_found",
-            Self::Other => "other",
-        }
-    }
-}
-
-/// How an ensure ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum EnsureOutcome {
-    /// Everything was there.
-    Hit,
-    /// Something was fetched for it.
-    Fetched,
-    /// It waited for flights of others only.
-    Joined,
-    /// At least one model could not be made ready.
-    Failed,
-}
-
-impl EnsureOutcome {
-    /// Its label.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Fetched => "fetched",
-            Self::Joined => "joined",
-            Self::Failed => "failed",
-        }
-    }
+    prime::prime();
 }
 
 /// Bytes arrived from an origin. Call it once a piece or chunk, not once a packet: it looks the counter up.
@@ -241,6 +195,11 @@ pub fn fetched(origin: &OriginName, bytes: u64) {
 pub fn request_ended(origin: &OriginName, outcome: RequestOutcome, elapsed: Duration) {
     counter!(FETCH_REQUESTS.name, "origin" => origin.0.clone(), "outcome" => outcome.label()).increment(1);
     histogram!(FETCH_REQUEST_SECONDS.name, "origin" => origin.0.clone()).record(elapsed);
+}
+
+/// The head of a good answer came after `elapsed`.
+pub fn answered(origin: &OriginName, elapsed: Duration) {
+    histogram!(FETCH_FIRST_BYTE_SECONDS.name, "origin" => origin.0.clone()).record(elapsed);
 }
 
 /// A piece is asked for again.
@@ -275,6 +234,12 @@ pub fn store_models(models: u64) {
     gauge!(STORE_MODELS.name).set(models as f64);
 }
 
+/// A model became whole and visible on the disk.
+pub fn stored(bytes: u64) {
+    counter!(STORE_STORED.name).increment(1);
+    counter!(STORE_STORED_BYTES.name).increment(bytes);
+}
+
 /// A model left the disk and gave `bytes` back.
 pub fn evicted(reason: &EvictReason, bytes: u64) {
     let reason = match reason {
@@ -299,13 +264,27 @@ pub fn damaged(pieces: u64) {
 
 /// An ensure ended. `from` is the slowest tier that a model of the set was in when it was asked for.
 pub fn ensure_ended(outcome: EnsureOutcome, from: Tier, elapsed: Duration) {
-    let from = match from {
+    counter!(ENGINE_ENSURES.name, "outcome" => outcome.label()).increment(1);
+    histogram!(ENGINE_ENSURE_SECONDS.name, "from" => tier(from)).record(elapsed);
+}
+
+fn tier(tier: Tier) -> &'static str {
+    match tier {
         Tier::Ram => "ram",
         Tier::Nvme => "nvme",
         Tier::Origin => "origin",
-    };
-    counter!(ENGINE_ENSURES.name, "outcome" => outcome.label()).increment(1);
-    histogram!(ENGINE_ENSURE_SECONDS.name, "from" => from).record(elapsed);
+    }
+}
+
+/// A model of an ensure is ready; it was in this tier when it was asked for.
+pub fn model_ready(from: Tier, bytes: u64) {
+    counter!(ENGINE_MODELS.name, "from" => tier(from)).increment(1);
+    counter!(ENGINE_MODEL_BYTES.name, "from" => tier(from)).increment(bytes);
+}
+
+/// A flight ended badly. `fault` is a word of the closed set of faults.
+pub fn flight_failed(fault: &str) {
+    counter!(ENGINE_FLIGHTS_FAILED.name, "fault" => fault.to_owned()).increment(1);
 }
 
 /// So many flights are in a phase. Flights that ended are not counted: `Locking`, `Ready` and `Failed` do nothing.
@@ -369,6 +348,21 @@ pub fn ram_pressure(source: &'static str) {
 /// A set is ready: its estimate was off by this share of the time that it took.
 pub fn estimate_error(share: f64) {
     histogram!(ENGINE_ESTIMATE_ERROR.name).record(share);
+}
+
+/// A set of this class is ready: it was told so many seconds and took so many.
+pub fn estimate_compared(class: Class, told: f64, actual: f64) {
+    let class = match class {
+        Class::Hit => "hit",
+        Class::Lock => "lock",
+        Class::FetchSmall | Class::FetchMedium | Class::FetchLarge => "fetch",
+    };
+    let verdict = match told {
+        told if told * 2.0 < actual => "short",
+        told if told > actual * 2.0 => "long",
+        _ => "near",
+    };
+    counter!(ENGINE_ESTIMATES.name, "class" => class, "verdict" => verdict).increment(1);
 }
 
 /// A model's pages were locked.

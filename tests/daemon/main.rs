@@ -13,6 +13,7 @@ mod pressure;
 mod ram;
 mod readiness;
 mod room;
+mod seeing;
 mod servers;
 mod store_faults;
 mod wire_faults;

@@ -153,12 +153,14 @@ async fn pieces(
     let layout = partial.layout();
     let range = layout.range(fetch.first).start..layout.range(fetch.first + fetch.count - 1).end;
     let Fetch { source, .. } = fetch;
+    let asked = lines.clock.now();
     let body = if fetch.whole {
         lines.origin.read_whole(&source.path, source.bytes, &source.validator).await
     } else {
         lines.origin.read(&source.path, range, source.bytes, &source.validator).await
     };
     let mut stream = Stream { lines, path: source.path.clone(), body: body?, rest: Bytes::new(), uncounted: 0 };
+    metrics::answered(lines.origin.name(), lines.clock.now().since(asked));
     for piece in fetch.first..fetch.first + fetch.count {
         let skip = fetch.skip.binary_search(&piece).is_ok();
         let range = layout.range(piece);

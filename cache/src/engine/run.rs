@@ -31,6 +31,7 @@ use crate::fault::Fault;
 use crate::heap;
 use crate::ids::{BlobId, EnsureId, FlightId, ModelKey, OriginName};
 use crate::manifest::Manifest;
+use crate::metrics;
 use crate::origin::Origin;
 use crate::piece::Cv;
 use crate::plan::lru::Lru;
@@ -149,6 +150,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
     let store = Arc::new(store);
     let mut origins = Vec::new();
     for origin in &config.origins {
+        metrics::prime_origin(&origin.name);
         let opened = Origin::open(origin).map_err(|error| error.fault(&origin.name, ""))?;
         origins.push(Arc::new(opened));
     }

@@ -305,6 +305,8 @@ impl Engine {
     /// Notes an origin's state; a change is an occurrence.
     fn origin_is(&mut self, origin: &OriginName, state: OriginState, detail: &str) {
         if self.origin_states.insert(origin.clone(), state) != Some(state) {
+            // An idle node sets no gauges: this one must be told of all the same.
+            self.stale = true;
             self.record(What::Origin { origin: origin.clone(), state, detail: detail.to_owned() });
         }
     }
