@@ -17,6 +17,7 @@ use crate::rpc::{RpcError, Server};
 use crate::telemetry::health::Health;
 use crate::telemetry::http::{HttpError, HttpServer, HttpState};
 use crate::telemetry::metrics::{self, MetricsError};
+use crate::telemetry::page::Live;
 
 /// Longest wait for answers of the HTTP listener that are under way at the very end.
 const HTTP_END_WAIT: Duration = Duration::from_secs(1);
@@ -79,7 +80,8 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
 
     // Build: what can fail, fails here, before anyone is told that the daemon runs.
     let server = Server::bind(&config.listen)?;
-    let http = http(&config, &health, &http_stop).await?;
+    let page = Arc::new(Live::default());
+    let http = http(&config, &health, &page, &http_stop).await?;
     make_own_origins(&config.engine)?;
     host::notify_status("opening the store");
     let handle = tokio::select! {
@@ -93,6 +95,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     // Spawn.
     let stop = CancellationToken::new();
     health.opened(Box::new(handle.clone()));
+    page.opened(handle.clone());
     let rpc = tokio::spawn(server.run(handle.clone(), stop.clone()));
     health.listening();
     let watchdog = tokio::spawn(feed_watchdog(health.clone(), http_stop.clone()));
@@ -127,14 +130,15 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
 async fn http(
     config: &Config,
     health: &Arc<Health>,
+    page: &Arc<Live>,
     stop: &CancellationToken,
 ) -> Result<Option<Task<HttpError>>, ServeError> {
     let Some(address) = config.listen.http else { return Ok(None) };
     let server = HttpServer::bind(address).await?;
-    let state =
-        HttpState { health: health.clone(), metrics: metrics::init()?, process: Arc::new(ProcessMeter::default()) };
+    let process = Arc::new(ProcessMeter::default());
+    let state = HttpState { health: health.clone(), metrics: metrics::init()?, process, page: page.clone() };
     if let Some(address) = server.address() {
-        tracing::info!(%address, "metrics and health");
+        tracing::info!(%address, "status page, metrics and health");
     }
     Ok(Some(Task::new("http", tokio::spawn(server.run(state, stop.clone())))))
 }

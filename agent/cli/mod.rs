@@ -16,7 +16,7 @@ mod demo;
 mod disk;
 mod doctor;
 mod ensure;
-mod events;
+pub(crate) mod events;
 pub mod exit;
 mod models;
 mod out;

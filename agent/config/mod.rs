@@ -54,7 +54,7 @@ pub struct ListenConfig {
     pub unix: PathBuf,
     /// gRPC over TCP, off by default.
     pub tcp: Option<TcpConfig>,
-    /// `/metrics`, `/livez`, `/readyz`: plain HTTP, read-only. Default 127.0.0.1:9469.
+    /// The status page, `/metrics`, `/livez`, `/readyz`: plain HTTP, read-only. Default 127.0.0.1:9469.
     pub http: Option<SocketAddr>,
     /// Most requests at once, over all connections. Default 1024.
     pub requests_max: u32,

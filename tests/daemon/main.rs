@@ -9,6 +9,7 @@ mod callers;
 mod crash;
 mod docs;
 mod fetch;
+mod page;
 mod pressure;
 mod ram;
 mod readiness;
