@@ -9,6 +9,7 @@ mod forecast;
 mod gauges;
 pub mod handle;
 mod memory;
+mod movers;
 pub mod outlook;
 mod pace;
 mod run;
