@@ -3,6 +3,7 @@
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod fleet;
 pub mod host;
 pub mod rpc;
 pub mod telemetry;

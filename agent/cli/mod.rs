@@ -18,6 +18,7 @@ mod doctor;
 mod ensure;
 mod events;
 pub mod exit;
+mod fleet;
 mod models;
 mod out;
 mod progress;
@@ -90,6 +91,8 @@ enum Command {
     Refresh(disk::RefreshArgs),
     /// Say how soon models could be ready here, and what would have to go
     Readiness(readiness::ReadinessArgs),
+    /// Ask every node of a fleet how soon models could be ready there
+    Fleet(fleet::FleetArgs),
     /// Show what happened, and why
     Events(events::EventsArgs),
     /// Ask the daemon whether it serves: for container health checks
@@ -113,7 +116,7 @@ impl Command {
     fn idle_options(&self) -> Vec<&'static str> {
         match self {
             Self::Serve | Self::Completions { .. } => [&REACH[..], &["json", "quiet"]].concat(),
-            Self::Push(_) | Self::CheckConfig(_) | Self::Demo(_) => REACH.to_vec(),
+            Self::Push(_) | Self::CheckConfig(_) | Self::Demo(_) | Self::Fleet(_) => REACH.to_vec(),
             Self::Ensure(args) if args.standalone => REACH.into_iter().filter(|name| *name != "timeout").collect(),
             Self::Ensure(_)
             | Self::Prefetch(_)
@@ -285,6 +288,7 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Verify(args) => disk::verify(context, args).await,
         Command::Refresh(args) => disk::refresh(context, args).await,
         Command::Readiness(args) => readiness::readiness(context, args).await,
+        Command::Fleet(args) => fleet::fleet(context, args).await,
         Command::Events(args) => events::events(context, args).await,
         Command::Health => status::health(context).await,
         Command::CheckConfig(args) => check_config::check_config(context, args),
@@ -343,6 +347,7 @@ mod tests {
             "tierd import dir --dry-run",
             "tierd verify",
             "tierd refresh r2",
+            "tierd fleet vae/a --label gpu=h100 --within 2s --json",
             "tierd readiness vae/a vae/b --target ram --json",
             "tierd events --follow --since 7",
             "tierd health --socket https://node:7443 --ca ca.pem",

@@ -43,6 +43,7 @@ pub(super) fn build(raw: &Raw, reader: &mut Reader<'_>) -> Config {
         listen: listen(raw, reader),
         log: log(raw),
         drain_deadline: time(daemon, "drain_deadline").unwrap_or(Duration::from_secs(20)),
+        fleet: super::fleet::fleet(raw, reader),
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::Client;
 use futures_util::StreamExt;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::fleet::message::Question;
@@ -18,7 +18,7 @@ pub const ANSWERS_MAX: usize = 10_000;
 pub struct AskError(String);
 
 /// One node's answer, as far as it is compared.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Heard {
     /// The node.
     pub node: String,

@@ -159,13 +159,15 @@ mod tests {
             let error = question(json).expect("parses").checked(4).expect_err("refused");
             assert!(error.contains(word), "{error}");
         }
-        let (models, target) = question(r#"{"models":["clip/a"],"target":"ram"}"#).expect("parses").checked(4).expect("good");
+        let (models, target) =
+            question(r#"{"models":["clip/a"],"target":"ram"}"#).expect("parses").checked(4).expect("good");
         assert_eq!((models[0].as_str(), target), ("text_encoders/a", Tier::Ram));
     }
 
     #[test]
     fn a_node_that_is_too_slow_or_can_never_do_it_stays_silent() {
-        let mut estimate = pb::EstimateReadinessResponse { p50: Some(Duration::from_secs(2).into()), ..Default::default() };
+        let mut estimate =
+            pb::EstimateReadinessResponse { p50: Some(Duration::from_secs(2).into()), ..Default::default() };
         let question = |within_ms| Question { within_ms, ..Question::default() };
         assert!(!question(None).is_late(&estimate));
         assert!(question(Some(1000)).is_late(&estimate));

@@ -123,6 +123,10 @@ metrics! {
         "Time from an ensure to its end.";
     ENGINE_ESTIMATE_ERROR = "tierd_engine_estimate_error_ratio", Count, Kind::Histogram(ERROR_BUCKETS), &[],
         "How far the estimate of a set's time was off, as a share of the time that it took: 0.1 is a tenth. A median above 0.5 means that the node surprises itself.";
+    FLEET_CONNECTED = "tierd_fleet_connected", Count, Kind::Gauge, &[],
+        "1 while NATS is reached, else 0. Absent where no fleet is configured.";
+    FLEET_MESSAGES = "tierd_fleet_messages_total", Count, Kind::Counter, &[],
+        "Answers and events that NATS took.";
     ENGINE_FLIGHTS = "tierd_engine_flights", Count, Kind::Gauge,
         &[("phase", "`waiting`, `checking`, `fetching`, `finishing`")],
         "Flights under way.";
@@ -369,6 +373,16 @@ pub fn ram_pressure(source: &'static str) {
 /// A set is ready: its estimate was off by this share of the time that it took.
 pub fn estimate_error(share: f64) {
     histogram!(ENGINE_ESTIMATE_ERROR.name).record(share);
+}
+
+/// Whether NATS is reached.
+pub fn fleet_connected(connected: bool) {
+    gauge!(FLEET_CONNECTED.name).set(f64::from(u8::from(connected)));
+}
+
+/// NATS took an answer or an event.
+pub fn fleet_message() {
+    counter!(FLEET_MESSAGES.name).increment(1);
 }
 
 /// A model's pages were locked.
