@@ -428,7 +428,7 @@ pub fn process(sample: ProcessSample) {
 mod tests {
     use super::*;
 
-    const ROOMS: [&str; 7] = ["fetch", "origin", "store", "ram", "engine", "rpc", "process"];
+    const ROOMS: [&str; 8] = ["fetch", "origin", "store", "ram", "engine", "fleet", "rpc", "process"];
 
     #[test]
     fn every_name_follows_the_rule_and_is_there_once() {
