@@ -2,8 +2,8 @@
 """The gate: a prompt that opens a model which is in tierd's catalog, but not here yet, waits for it.
 
 It waits on the prompt's thread only, never on the one that answers HTTP, and only for names that tierd has called
-absent or that stand in ComfyUI's folders as a link to nothing. The wait ends with the file, with an exception that
-says why not, or with ComfyUI's own interrupt.
+absent or that stand in ComfyUI's folders as a link to nothing. Where ComfyUI would fail for want of any other name, tierd
+is asked once. The wait ends with the file, with an exception that says why not, or with ComfyUI's own interrupt.
 """
 
 import asyncio
@@ -21,7 +21,10 @@ LOOK_UP_S = 0.25  # how late an interrupt may be noticed
 PROGRESS_EVERY_S = 3.0
 RECONNECT_S = 30.0  # a daemon that is being restarted is waited for this long
 RECONNECT_PAUSE_S = 0.5
+ASKED_S = 2.0  # for a name that tierd may never have heard of, it has this long to say something
+ABSENT, MARK, ASKED = "absent", "mark", "asked"  # how sure it is that tierd has the model
 ALIASES = {"unet": "diffusion_models", "clip": "text_encoders", "t2i_adapter": "controlnet"}
+PASSING = ("shutting_down", "busy")  # failures of the daemon, not of the model: tried again
 OPTIONAL_FOLDERS = ("vae_approx",)  # previews: ComfyUI asks whether they are there, and goes on without
 
 
@@ -47,7 +50,7 @@ class Waiter:
 
     def demanding(self, call, args, kwargs):
         """Runs get_full_path_or_raise: what is asked for inside may not be missing."""
-        before = getattr(self._local, "demanding", False)
+        before = self._is_demanded()
         self._local.demanding = True
         try:
             return call(*args, **kwargs)
@@ -66,7 +69,7 @@ class Waiter:
             path = self._wait(*wanted)
             return None if path is None else original(*args, **kwargs) or path or None
         except ModelNotReady as error:
-            if wanted[1] in OPTIONAL_FOLDERS and not getattr(self._local, "demanding", False):
+            if wanted[1] in OPTIONAL_FOLDERS and not self._is_demanded():
                 log.warning("%s", error)
                 return None
             raise
@@ -78,7 +81,7 @@ class Waiter:
         raise error
 
     def _wanted(self, args, kwargs):
-        """(model, folder, whether tierd said that it is absent), or None if this call is not the gate's business."""
+        """(model, folder, how sure), or None if this call is not the gate's business."""
         gate = self._reporter.gate
         if not gate.on or not self._on_prompt_thread():
             return None
@@ -89,9 +92,15 @@ class Waiter:
         name = os.path.relpath(os.path.join("/", name), "/")
         canonical = ALIASES.get(folder, folder)
         model = "%s/%s" % (canonical, name.replace(os.sep, "/"))
-        if model in gate.absent:
-            return model, canonical, True
-        return (model, canonical, False) if self._is_mark(folder, canonical, name) else None
+        if gate.is_absent(model):
+            return model, canonical, ABSENT
+        if self._is_mark(folder, canonical, name):
+            return model, canonical, MARK
+        # The list of absent models may be some seconds old.
+        return (model, canonical, ASKED) if self._is_demanded() else None
+
+    def _is_demanded(self):
+        return getattr(self._local, "demanding", False)
 
     def _on_prompt_thread(self):
         try:
@@ -109,33 +118,36 @@ class Waiter:
         paths = [os.path.join(directory, name) for directory in (entry[0] if entry else ())]
         return any(os.path.islink(path) and not os.path.exists(path) for path in paths)
 
-    def _wait(self, model, _folder, absent):
+    def _wait(self, model, _folder, sure):
         started = self._clock()
         timeout = self._reporter.gate.timeout_s
         state = _Progress(model, self._clock)
         lost_at = None
-        log.info("tierd: %s is not here yet: fetching it%s", model, ", for %d s at most" % timeout if timeout else "")
+        if sure != ASKED:
+            log.info("tierd: %s is not here yet: fetching it, for %d s at most", model, timeout)
         while True:
             heard = state.heard
-            outcome = self._ensure(model, state, started + timeout if timeout else None)
+            outcome = self._ensure(model, state, started + timeout, started + ASKED_S if sure == ASKED else None)
             if isinstance(outcome, dict) and "ready" in outcome:
                 log.info("tierd: %s is here, after %.1f s", model, self._clock() - started)
                 return str((outcome["ready"] or {}).get("path") or "")
             if isinstance(outcome, dict):
                 failed = outcome["failed"] or {}
-                if not absent and _is_unknown(failed):
-                    return None  # a link to nothing that is not tierd's: ComfyUI's own answer stands
+                if sure != ABSENT and _is_unknown(failed):
+                    return None  # not tierd's: ComfyUI's own answer stands
                 raise ModelNotReady("tierd could not get %s: %s" % (model, _sentence(failed)))
             if outcome == "timeout":
                 raise ModelNotReady("tierd did not get %s within %d s (%s). Queue the prompt again to go on waiting, or raise the gate's "
                                     "time-out in tierd's configuration" % (model, timeout, state.text()))
+            if sure == ASKED and not state.heard:
+                return None
             lost_at = self._clock() if lost_at is None or state.heard > heard else lost_at
             if self._clock() - lost_at >= RECONNECT_S:
                 raise ModelNotReady("%s is not here, and tierd, which could fetch it, does not answer (%s). Is it running? `tierd status` tells"
                                     % (model, outcome))
             self._pause()
 
-    def _ensure(self, model, state, deadline):
+    def _ensure(self, model, state, deadline, first_word_by):
         """One attempt. Returns the last line, "timeout", or a text that says how the daemon was lost."""
         body = {"worker": self._reporter.worker, "model": model}
         prompt_id = self._prompts.here()
@@ -153,14 +165,18 @@ class Waiter:
                 if isinstance(item, tuple):
                     if item[0] in (429, 503) or (item[0] == 404 and "worker" in item[1]):
                         return "HTTP %d %s" % item  # busy, or restarted: the reporter says hello again
-                    return {"failed": {"message": "HTTP %d %s" % item}}
+                    return {"failed": {"kind": "not_found" if item[0] == 400 else "refused", "message": "HTTP %d %s" % item}}
                 if item is not None:
                     state.heard += 1
+                    if (item.get("failed") or {}).get("kind") in PASSING:
+                        return str(item["failed"].get("message") or item["failed"]["kind"])
                     if "ready" in item or "failed" in item:
                         return item
                     state.update(item.get("progress"))
                 state.log()
-                if deadline is not None and self._clock() >= deadline:
+                if first_word_by is not None and not state.heard and self._clock() >= first_word_by:
+                    return "it says nothing"
+                if self._clock() >= deadline:
                     return "timeout"
         finally:
             lines.close()

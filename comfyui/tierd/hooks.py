@@ -122,7 +122,7 @@ class Pack:
                 class_name, attribute = name.split(".", 1)
                 owner = getattr(owner, class_name, None)
             original = getattr(owner, attribute, None)
-            if not callable(original):
+            if owner is None or not callable(original):
                 self.reporter.hooks[name] = "absent"
                 return None
             hooked = _replacing(original, replace) if replace else _around(original, before, after)

@@ -15,7 +15,7 @@ import time
 import uuid
 
 from . import vram
-from .wire import PACK_VERSION, Unreachable
+from .wire import PACK_VERSION, Unreachable, decoded, error_text
 
 log = logging.getLogger("tierd")
 
@@ -25,8 +25,9 @@ REPORT_BYTES_MAX = 1024 * 1024
 REPORT_INTERVAL_S = 1.0
 HELLO_INTERVAL_S = 60.0
 ABSENT_INTERVAL_S = 10.0
+GATE_TIMEOUT_S = 1800  # for a daemon that gives none
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.5, 5.0
-GATHER_S = 0.02  # events that come together go together
+GATHER_S = 0.05  # events that come together go together
 DROPPED_LOG_S = 60.0
 ARGUMENTS_MAX, FOLDERS_MAX, DIRECTORIES_MAX = 256, 256, 64
 
@@ -34,10 +35,18 @@ ARGUMENTS_MAX, FOLDERS_MAX, DIRECTORIES_MAX = 256, 256, 64
 class Gate:
     """What tierd's last answer says of the gate. Replaced whole, so that one read sees one state."""
 
-    def __init__(self, on=False, timeout_s=0, absent=frozenset()):
+    def __init__(self, on=False, timeout_s=GATE_TIMEOUT_S, absent=b""):
         self.on = on
         self.timeout_s = timeout_s
-        self.absent = absent
+        self._absent = absent
+
+    def with_absent(self, absent):
+        return Gate(self.on, self.timeout_s, absent)
+
+    def is_absent(self, model):
+        """Whether the catalog has the model, and this disk does not."""
+        # The answer is searched as it came: a hundred thousand names, decoded, would hold Python's lock for a tenth of a second.
+        return any(json.dumps(model, ensure_ascii=ascii).encode("utf-8", "replace") in self._absent for ascii in (False, True))
 
 
 class Reporter:
@@ -123,17 +132,18 @@ class Reporter:
         return self._hello_at is None or self._clock() - self._hello_at >= HELLO_INTERVAL_S
 
     def _hello(self):
-        status, _, answer = self._post("/comfy/v1/hello", self._hello_body())
+        status, _, data = self._send("POST", "/comfy/v1/hello", json.dumps(self._hello_body()).encode())
         if status != 200:
-            self._refused("hello", status, answer)
+            self._refused("hello", status, data)
             return False
+        answer = decoded(data)
         if self._hello_at is None:
             self._absent_at, self._etag = None, None
             self._refusals.clear()
         self._hello_at = self._clock()
         self._interval = min(max(_number(answer.get("report_interval_ms"), 1000) / 1000.0, 0.1), 60.0)
         on = bool(answer.get("gate")) and self._daemon.settings.gate
-        self.gate = Gate(on, _number(answer.get("gate_timeout_s"), 0), self.gate.absent if on else frozenset())
+        self.gate = Gate(on, _number(answer.get("gate_timeout_s"), 0) or GATE_TIMEOUT_S, self.gate._absent)
         self._found()
         return True
 
@@ -157,15 +167,15 @@ class Reporter:
         while len(body) > REPORT_BYTES_MAX and count > 1:
             count //= 2
             body = self._report_body(count)
-        status, _, answer = self._send("POST", "/comfy/v1/report", body)
+        status, _, data = self._send("POST", "/comfy/v1/report", body)
         if status == 404:
             return status
         if status in (429, 503):
-            self._refused("report", status, answer)
+            self._refused("report", status, data)
             return status
         if status != 200:
             self.dropped += count  # sent again, it would be refused again
-            self._refused("report", status, answer)
+            self._refused("report", status, data)
         else:
             self._found()
         del self._batch[:count]
@@ -182,17 +192,13 @@ class Reporter:
     def _absent(self):
         if not self.gate.on or (self._absent_at is not None and self._clock() - self._absent_at < ABSENT_INTERVAL_S):
             return
-        status, headers, answer = self._send("GET", "/comfy/v1/absent", None, {"If-None-Match": self._etag} if self._etag else None)
+        status, headers, data = self._send("GET", "/comfy/v1/absent", None, {"If-None-Match": self._etag} if self._etag else None)
         self._absent_at = self._clock()
         if status == 200:
             self._etag = headers.get("ETag")
-            models = frozenset(name for name in answer.get("models", []) if isinstance(name, str))
-            self.gate = Gate(True, self.gate.timeout_s, models)
+            self.gate = self.gate.with_absent(data)
         elif status != 304:
-            self._refused("list of absent models", status, answer, back_off=False)
-
-    def _post(self, path, body):
-        return self._send("POST", path, json.dumps(body).encode())
+            self._refused("list of absent models", status, data, back_off=False)
 
     def _send(self, method, path, body, headers=None):
         return self._daemon.call(method, path, body, headers)
@@ -211,10 +217,10 @@ class Reporter:
             self._reachable = False
             log.info("tierd: no daemon answers (%s); ComfyUI goes on without it, and the pack keeps looking", error)
 
-    def _refused(self, what, status, answer, back_off=True):
+    def _refused(self, what, status, data, back_off=True):
         if (what, status) not in self._refusals:
             self._refusals.add((what, status))
-            log.warning("tierd: the daemon refuses the %s: HTTP %d %s", what, status, str(answer.get("error", ""))[:500])
+            log.warning("tierd: the daemon refuses the %s: HTTP %d %s", what, status, error_text(data))
         if back_off:
             self._backoff = min(max(self._backoff * 2, BACKOFF_FIRST_S), BACKOFF_MAX_S)
 

@@ -111,7 +111,7 @@ class Daemon:
         return Unreachable("%s: %s" % (self.settings.where(), text))
 
     def call(self, method, path, body=None, headers=None):
-        """Returns (status, headers, decoded JSON or {}). Raises `Unreachable`, after which the next call connects anew."""
+        """Returns (status, headers, the answer's bytes). Raises `Unreachable`, after which the next call connects anew."""
         fresh = self._connection is None
         try:
             return self._call(method, path, body, headers)
@@ -134,8 +134,7 @@ class Daemon:
         data = answer.read(ANSWER_BYTES_MAX + 1)
         if len(data) > ANSWER_BYTES_MAX:
             raise ValueError("an answer of more than %d bytes" % ANSWER_BYTES_MAX)
-        decoded = json.loads(data) if data else {}
-        return answer.status, answer.headers, decoded if isinstance(decoded, dict) else {}
+        return answer.status, answer.headers, data
 
     def close(self):
         connection, self._connection = self._connection, None
@@ -194,15 +193,13 @@ class Lines:
                 return
             answer = connection.getresponse()
             if answer.status != 200:
-                self._put((answer.status, _error_text(answer.read(LINE_BYTES_MAX))))
+                self._put((answer.status, error_text(answer.read(LINE_BYTES_MAX))))
                 return
             while not self._closed.is_set():
                 line = answer.readline(LINE_BYTES_MAX)
                 if not line:
                     break
-                decoded = json.loads(line)
-                if isinstance(decoded, dict):
-                    self._put(decoded)
+                self._put(decoded(line))
             self._put(Lines.END)
         except Unreachable as error:
             self._put(error)
@@ -212,8 +209,15 @@ class Lines:
             connection.close()
 
 
-def _error_text(data):
+def decoded(data):
+    """A JSON object, or {} for anything else."""
     try:
-        return str(json.loads(data).get("error", ""))[:500]
-    except (ValueError, AttributeError):
-        return ""
+        value = json.loads(data)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def error_text(data):
+    """What a refusal says."""
+    return str(decoded(data).get("error", ""))[:500]
