@@ -108,7 +108,7 @@ class Waiting(Case):
         with self.assertLogs("tierd", "INFO") as logs:
             self.run_prompt(self.look)
         said = "\n".join(logs.output)
-        self.assertIn("vae/a.safetensors is not here yet: fetching it, for 60 s at most", said)
+        self.assertIn("vae/a.safetensors is not here yet: asking tierd for it, for 60 s at most", said)
         self.assertIn("vae/a.safetensors: 25 % of 12.0 GB, 900 MB/s, about 10 s left", said)
         self.assertIn("vae/a.safetensors is here, after", said)
 

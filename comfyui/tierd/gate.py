@@ -31,6 +31,8 @@ OPTIONAL_FOLDERS = ("vae_approx",)  # previews: ComfyUI asks whether they are th
 class ModelNotReady(FileNotFoundError):
     """What ComfyUI shows on the node when the gate could not get the file."""
 
+    __module__ = "tierd"  # ComfyUI shows it, and names modules of packs by their path
+
 
 class _Interrupted(Exception):
     def __init__(self, error):
@@ -124,7 +126,7 @@ class Waiter:
         state = _Progress(model, self._clock)
         lost_at = None
         if sure != ASKED:
-            log.info("tierd: %s is not here yet: fetching it, for %d s at most", model, timeout)
+            log.info("tierd: %s is not here yet: asking tierd for it, for %d s at most", model, timeout)
         while True:
             heard = state.heard
             outcome = self._ensure(model, state, started + timeout, started + ASKED_S if sure == ASKED else None)
@@ -134,7 +136,8 @@ class Waiter:
             if isinstance(outcome, dict):
                 failed = outcome["failed"] or {}
                 if sure != ABSENT and _is_unknown(failed):
-                    return None  # not tierd's: ComfyUI's own answer stands
+                    log.info("tierd: %s is not tierd's either: %s", model, _sentence(failed))
+                    return None  # ComfyUI's own answer stands
                 raise ModelNotReady("tierd could not get %s: %s" % (model, _sentence(failed)))
             if outcome == "timeout":
                 raise ModelNotReady("tierd did not get %s within %d s (%s). Queue the prompt again to go on waiting, or raise the gate's "
