@@ -18,6 +18,7 @@ use crate::config;
 use crate::rpc::ANSWER_BYTES_MAX;
 use crate::rpc::pb::cache_service_client::CacheServiceClient;
 use crate::rpc::pb::node_service_client::NodeServiceClient;
+use crate::rpc::pb::workflow_service_client::WorkflowServiceClient;
 use tonic_health::pb::health_client::HealthClient;
 
 /// Longest wait for a connection.
@@ -79,6 +80,8 @@ pub(crate) struct Daemon {
     pub cache: CacheServiceClient<Wire>,
     /// `NodeService`.
     pub node: NodeServiceClient<Wire>,
+    /// `WorkflowService`.
+    pub workflow: WorkflowServiceClient<Wire>,
     /// `grpc.health.v1`.
     pub health: HealthClient<Wire>,
 }
@@ -95,6 +98,7 @@ pub(crate) async fn connect(reach: &Reach, env: &BTreeMap<String, String>) -> Re
     Ok(Daemon {
         cache: CacheServiceClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
         node: NodeServiceClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
+        workflow: WorkflowServiceClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
         health: HealthClient::new(wire),
     })
 }

@@ -20,10 +20,11 @@ use tower::{Layer, Service};
 use crate::rpc::fault;
 
 /// The methods that metrics name; all others are `other`.
-pub(crate) const METHODS: [&str; 18] = [
+pub(crate) const METHODS: [&str; 20] = [
     "CancelFlight",
     "DemoteModels",
     "Ensure",
+    "EnsureWorkflow",
     "Evict",
     "GetFlight",
     "GetModel",
@@ -36,6 +37,7 @@ pub(crate) const METHODS: [&str; 18] = [
     "Prefetch",
     "PromoteModels",
     "Refresh",
+    "ResolveWorkflow",
     "Unpin",
     "Verify",
     "Watch",

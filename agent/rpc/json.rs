@@ -37,6 +37,9 @@ words! {
     origin_state: OriginState, "ORIGIN_STATE_";
     ram_hold: RamHold, "RAM_HOLD_";
     import_how: ImportHow, "IMPORT_HOW_";
+    workflow_form: WorkflowForm, "WORKFLOW_FORM_";
+    need_match: NeedMatch, "NEED_MATCH_";
+    idle_reason: IdleReason, "IDLE_REASON_";
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod node;
 mod occurrence;
 mod server;
 pub mod time;
+pub(crate) mod workflow;
 
 pub use listen::RpcError;
 pub use server::Server;

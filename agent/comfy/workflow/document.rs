@@ -22,7 +22,7 @@ const TEXT_WEIGHT: usize = 64;
 ///
 /// Any [`WorkflowError`] but [`WorkflowError::NotAWorkflow`]: what the JSON holds is not looked at.
 pub fn parse(bytes: &[u8]) -> Result<Value, WorkflowError> {
-    parse_within(extract(bytes)?, BYTES_MAX)
+    parse_within(bytes, BYTES_MAX)
 }
 
 /// The JSON of a workflow: the bytes themselves, or what a PNG holds.
@@ -34,8 +34,13 @@ pub fn extract(bytes: &[u8]) -> Result<&[u8], WorkflowError> {
     if bytes.starts_with(PNG) { in_png(&bytes[PNG.len()..]) } else { Ok(bytes) }
 }
 
-/// Reads JSON of at most `bytes_max` bytes.
-fn parse_within(bytes: &[u8], bytes_max: usize) -> Result<Value, WorkflowError> {
+/// The same with a limit of one's own.
+///
+/// # Errors
+///
+/// As [`parse`].
+pub fn parse_within(bytes: &[u8], bytes_max: usize) -> Result<Value, WorkflowError> {
+    let bytes = extract(bytes)?;
     if bytes.len() > bytes_max {
         return Err(WorkflowError::TooLarge { bytes: bytes.len(), max: bytes_max });
     }

@@ -1,6 +1,7 @@
 //! Claims about whole workflows. The files are in `tests/data/workflows`, with their sources and licences.
 
 mod hostile;
+mod templates;
 mod traps;
 
 use serde_json::{Value, json};
