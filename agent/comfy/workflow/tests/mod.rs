@@ -145,6 +145,14 @@ fn a_picture_that_comfyui_saved_is_a_workflow() {
 }
 
 #[test]
+fn numbers_that_only_python_knows_are_no_hindrance() {
+    let text =
+        r#"{"1": {"class_type": "VAELoader", "is_changed": [NaN, -Infinity], "inputs": {"vae_name": "NaN \"NaN.pt"}}}"#;
+    let found = read(text, &Known::default());
+    assert_eq!(models(&found), ["vae/NaN \"NaN.pt"], "in texts they stay");
+}
+
+#[test]
 fn what_is_no_workflow_is_refused_with_what_it_is() {
     for text in ["[]", "{}", "3", r#"{"a": 1}"#, r#"{"prompt": {"1": {}}}"#, r#"{"nodes": 3}"#] {
         let error = resolve(&parse(text.as_bytes()).expect("JSON"), &Known::default()).expect_err(text);

@@ -217,6 +217,37 @@ fn an_image_that_is_encoded_first_wants_its_vae_first() {
 }
 
 #[test]
+fn a_model_that_is_set_and_got_by_name_keeps_its_turn() {
+    let link = |name: &str, kind: &str, link: u64| json!([{"name": name, "type": kind, "link": link}]);
+    let found = of(&drawn(
+        json!([
+            node(1, "VAELoader", json!(["v.pt"]), json!([])),
+            node(2, "UNETLoader", json!(["u.pt"]), json!([])),
+            node(3, "SetNode", json!(["the.model.pt"]), link("MODEL", "MODEL", 1)),
+            node(4, "GetNode", json!(["the.model.pt"]), json!([])),
+            node(
+                5,
+                "VAEDecode",
+                json!([]),
+                json!([{"name": "vae", "type": "VAE", "link": 3}, {"name": "samples", "type": "LATENT", "link": 4}])
+            ),
+            node(6, "KSampler", json!([]), link("model", "MODEL", 2)),
+        ]),
+        json!([[1, 2, 0, 3, 0, "MODEL"], [2, 4, 0, 6, 0, "MODEL"], [3, 1, 0, 5, 0, "VAE"], [4, 6, 0, 5, 1, "LATENT"]]),
+    ));
+    assert_eq!(models(&found), ["diffusion_models/u.pt", "vae/v.pt"]);
+    assert!(found.unresolved.is_empty(), "{:?}", found.unresolved);
+}
+
+#[test]
+fn a_choice_that_an_extension_wraps_is_a_choice() {
+    let found = of(
+        &json!({"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": {"content": "a.ckpt", "image": null}}}}),
+    );
+    assert_eq!(models(&found), ["checkpoints/a.ckpt"]);
+}
+
+#[test]
 fn a_bypassed_lora_lets_the_model_through() {
     let mut document: Value = serde_json::from_str(EXPERTS).expect("JSON");
     // The high-noise expert's patch: bypassed, its model is still used first.

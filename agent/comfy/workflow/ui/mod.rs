@@ -27,6 +27,9 @@ use super::{EDGES_MAX, Form, Reached, loaders};
 const NOTES: [&str; 2] = ["Note", "MarkdownNote"];
 const REROUTE: &str = "Reroute";
 const PRIMITIVE: &str = "PrimitiveNode";
+/// A widely used pair that stands for a link without a line: one takes it under a name, the other gives it by that name.
+const SET: &str = "SetNode";
+const GET: &str = "GetNode";
 
 /// The graph of a drawn workflow.
 pub(super) fn graph(document: &Map<String, Value>) -> Graph<'_> {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use super::sheet::{Drawn, Sheet};
-use super::{NOTES, PRIMITIVE, REROUTE};
+use super::{GET, NOTES, PRIMITIVE, REROUTE, SET};
 use crate::comfy::workflow::{Idle, NODES_MAX, Place, Reached, Reason, SUBGRAPH_DEPTH_MAX, Unresolved, shown};
 
 /// Most rows about instances that are told.
@@ -102,7 +102,7 @@ impl<'a> Opener<'_, 'a> {
                 }
                 continue;
             }
-            if NOTES.contains(&drawn.class) || drawn.class == REROUTE || drawn.class == PRIMITIVE {
+            if NOTES.contains(&drawn.class) || [REROUTE, PRIMITIVE, SET, GET].contains(&drawn.class) {
                 continue;
             }
             if self.tree.nodes.len() >= NODES_MAX {
