@@ -73,6 +73,25 @@ fn each_instance_has_its_own_values_and_without_any_those_inside_count() {
 }
 
 #[test]
+fn a_custom_loader_inside_takes_what_its_instance_gives() {
+    let loader = json!({
+        "id": 7, "type": "DualCLIPLoaderGGUF", "mode": 0, "widgets_values": ["one.gguf", "stale.gguf", "flux"],
+        "inputs": [{"name": "clip_name2", "type": "COMBO", "widget": {"name": "clip_name2"}, "link": 70}],
+    });
+    let sub = json!({
+        "id": "sub", "nodes": [loader], "inputs": [{"name": "clip", "type": "COMBO"}],
+        "links": [{"id": 70, "origin_id": -10, "origin_slot": 0, "target_id": 7, "target_slot": 0, "type": "COMBO"}],
+    });
+    let mut document = drawn(json!([node(1, "sub", json!(["two.gguf"]), json!([]))]), json!([]));
+    document["definitions"] = json!({"subgraphs": [sub]});
+    let catalog = known(&["text_encoders/one.gguf", "text_encoders/two.gguf"]);
+    let found = resolve(&document, &catalog).expect("a workflow");
+    assert_eq!(models(&found), ["text_encoders/one.gguf", "text_encoders/two.gguf"]);
+    let [stale] = found.unresolved.as_slice() else { panic!("{:?}", found.unresolved) };
+    assert!(!stale.required, "which of its values is stale is not known, so it is told and hinders nothing");
+}
+
+#[test]
 fn proxies_with_values_give_them_by_name() {
     let mut instance = node(1, "sub", json!(["own.safetensors", 7]), json!([]));
     instance["properties"] = json!({"proxyWidgets": [["-1", "unet_name"], ["7", "weight_dtype"]]});

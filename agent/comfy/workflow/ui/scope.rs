@@ -49,6 +49,11 @@ impl<'a> Scope<'a> {
     pub(super) fn given_to(&self, node: &str, input: &str) -> Option<&'a Value> {
         self.proxied.get(node)?.get(input).copied()
     }
+
+    /// The inputs of an inner node to which the instance around gives something directly.
+    pub(super) fn names_given_to(&self, node: &str) -> impl Iterator<Item = &'a str> {
+        self.proxied.get(node).into_iter().flat_map(|given| given.keys().copied())
+    }
 }
 
 /// A node where it is used.
