@@ -17,6 +17,7 @@ mod disk;
 mod doctor;
 mod ensure;
 mod events;
+mod exec;
 pub mod exit;
 mod fleet;
 mod models;
@@ -25,8 +26,10 @@ mod progress;
 mod push;
 mod ram;
 mod readiness;
+mod scan;
 mod status;
 mod top;
+mod workflow;
 
 use client::Reach;
 use exit::{Exit, Failure, Outcome};
@@ -57,6 +60,12 @@ enum Command {
     Serve,
     /// Make models ready on this node, and wait for them
     Ensure(ensure::EnsureArgs),
+    /// Make a workflow's models ready, then become the command that needs them
+    Exec(exec::ExecArgs),
+    /// Say which models a workflow needs, and where they are
+    Resolve(workflow::ResolveArgs),
+    /// Say the same for all workflows of a folder
+    Scan(scan::ScanArgs),
     /// Start to fetch models that may be wanted soon, and do not wait
     Prefetch(ensure::PrefetchArgs),
     /// Show tiers, origins and what is being fetched
@@ -118,7 +127,12 @@ impl Command {
             Self::Serve | Self::Completions { .. } => [&REACH[..], &["json", "quiet"]].concat(),
             Self::Push(_) | Self::CheckConfig(_) | Self::Demo(_) | Self::Fleet(_) => REACH.to_vec(),
             Self::Ensure(args) if args.standalone => REACH.into_iter().filter(|name| *name != "timeout").collect(),
+            Self::Resolve(workflow::ResolveArgs { offline: true, .. })
+            | Self::Scan(scan::ScanArgs { offline: true, .. }) => REACH.to_vec(),
             Self::Ensure(_)
+            | Self::Exec(_)
+            | Self::Resolve(_)
+            | Self::Scan(_)
             | Self::Prefetch(_)
             | Self::Status
             | Self::Top(_)
@@ -182,7 +196,7 @@ impl Cli {
 }
 
 /// What every command is given.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Context {
     pub(crate) reach: Reach,
     pub(crate) config_file: Option<PathBuf>,
@@ -271,6 +285,9 @@ async fn run(context: &Context, command: Command) -> Outcome {
     match command {
         Command::Serve => serve(context).await,
         Command::Ensure(args) => ensure::ensure(context, args).await,
+        Command::Exec(args) => exec::exec(context, args).await,
+        Command::Resolve(args) => workflow::resolve(context, args).await,
+        Command::Scan(args) => scan::scan(context, args).await,
         Command::Prefetch(args) => ensure::prefetch(context, args).await,
         Command::Status => status::status(context).await,
         Command::Top(args) => top::top(context, args).await,
@@ -329,6 +346,12 @@ mod tests {
             "tierd ensure vae/a --standalone",
             "tierd ensure vae/a --target ram",
             "tierd prefetch vae/a --target ram",
+            "tierd ensure --workflow a.json --workflow b.png vae/a --target ram --partial",
+            "tierd resolve a.json --json",
+            "tierd resolve - --offline",
+            "tierd scan dir --models",
+            "tierd exec --workflow a.json --keep-going -- python main.py --listen",
+            "tierd exec -m vae/a -- true",
             "tierd promote vae/a vae/b",
             "tierd demote vae/a",
             "tierd pin vae/a --ram hard",
@@ -376,6 +399,11 @@ mod tests {
             "tierd serve --json",
             "tierd ensure vae/a --target origin",
             "tierd ensure vae/a --standalone --target ram",
+            "tierd ensure --workflow a.json --standalone",
+            "tierd ensure vae/a --partial",
+            "tierd exec --workflow a.json",
+            "tierd exec -- true",
+            "tierd resolve a.json --offline --socket x",
             "tierd pin vae/a --ram",
             "tierd promote",
             "tierd ensure vae/a --standalone --ca x.pem",

@@ -63,6 +63,8 @@ pub struct ListenConfig {
     pub requests_max: u32,
     /// Largest message that is read. Default 4 MiB.
     pub message_bytes_max: usize,
+    /// Largest workflow that is read; all of one call together. Default 16 MiB.
+    pub workflow_bytes_max: usize,
 }
 
 /// gRPC over TCP. Refused on a non-loopback address without TLS and either client certificates or a token.

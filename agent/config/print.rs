@@ -63,6 +63,7 @@ impl Config {
         put(f, "http", &listen.http.map_or("off".to_owned(), |address| address.to_string()))?;
         writeln!(f, "requests_max = {}", listen.requests_max)?;
         put(f, "message_bytes_max", &exact_size(listen.message_bytes_max as u64))?;
+        put(f, "workflow_bytes_max", &exact_size(listen.workflow_bytes_max as u64))?;
         let Some(tcp) = &listen.tcp else { return Ok(()) };
         writeln!(f, "\n[listen.tcp]")?;
         put(f, "address", &tcp.address)?;

@@ -17,3 +17,4 @@ mod room;
 mod servers;
 mod store_faults;
 mod wire_faults;
+mod workflow;
