@@ -1,6 +1,7 @@
 //! The daemon's configuration: what code may hold. Parsed once from a TOML file and the environment; all mistakes are
 //! reported together. Nothing here is read again while the daemon runs.
 
+mod fleet;
 mod kind;
 mod options;
 mod origins;
@@ -45,6 +46,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Longest time for a graceful drain. Default 20 s: below systemd's 90 s and Kubernetes' 30 s.
     pub drain_deadline: Duration,
+    /// How it takes part in a fleet; not at all by default.
+    pub fleet: Option<crate::fleet::FleetConfig>,
 }
 
 /// Where the daemon listens.
@@ -60,6 +63,8 @@ pub struct ListenConfig {
     pub requests_max: u32,
     /// Largest message that is read. Default 4 MiB.
     pub message_bytes_max: usize,
+    /// Largest workflow that is read; all of one call together. Default 16 MiB.
+    pub workflow_bytes_max: usize,
 }
 
 /// gRPC over TCP. Refused on a non-loopback address without TLS and either client certificates or a token.

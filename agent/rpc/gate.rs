@@ -20,10 +20,11 @@ use tower::{Layer, Service};
 use crate::rpc::fault;
 
 /// The methods that metrics name; all others are `other`.
-pub(crate) const METHODS: [&str; 20] = [
+pub(crate) const METHODS: &[&str] = &[
     "CancelFlight",
     "DemoteModels",
     "Ensure",
+    "EnsureWorkflow",
     "EstimateReadiness",
     "Evict",
     "GetFlight",
@@ -38,6 +39,7 @@ pub(crate) const METHODS: [&str; 20] = [
     "PromoteModels",
     "RankWorkflows",
     "Refresh",
+    "ResolveWorkflow",
     "Unpin",
     "Verify",
     "Watch",
@@ -106,7 +108,7 @@ fn bears(headers: &HeaderMap, token: &Secret) -> bool {
 
 fn label(path: &str) -> &'static str {
     let method = path.strip_prefix("/tierd.v1.").and_then(|rest| rest.split_once('/')).map(|(_, method)| method);
-    METHODS.into_iter().find(|known| Some(*known) == method).unwrap_or("other")
+    METHODS.iter().copied().find(|known| Some(*known) == method).unwrap_or("other")
 }
 
 impl<S> Layer<S> for Gate {

@@ -38,6 +38,9 @@ words! {
     ram_hold: RamHold, "RAM_HOLD_";
     obstacle_kind: ObstacleKind, "OBSTACLE_KIND_";
     import_how: ImportHow, "IMPORT_HOW_";
+    workflow_form: WorkflowForm, "WORKFLOW_FORM_";
+    need_match: NeedMatch, "NEED_MATCH_";
+    idle_reason: IdleReason, "IDLE_REASON_";
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod occurrence;
 mod placement;
 mod server;
 pub mod time;
+pub(crate) mod workflow;
 
 pub use listen::RpcError;
 pub use server::Server;

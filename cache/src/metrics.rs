@@ -145,6 +145,10 @@ metrics! {
         "Estimates that were compared with what came: within a factor of two, told less than half of it, or more than twice. Hits take a millisecond, where the scheduler of the system decides.";
     ENGINE_ESTIMATE_ERROR = "tierd_engine_estimate_error_ratio", Count, Kind::Histogram(ERROR_BUCKETS), &[],
         "How far the estimate of a set's time was off, as a share of the time that it took: 0.1 is a tenth. A median above 0.5 means that the node surprises itself.";
+    FLEET_CONNECTED = "tierd_fleet_connected", Count, Kind::Gauge, &[],
+        "1 while NATS is reached, else 0. Absent where no fleet is configured.";
+    FLEET_MESSAGES = "tierd_fleet_messages_total", Count, Kind::Counter, &[],
+        "Answers and events that NATS took.";
     ENGINE_FLIGHTS = "tierd_engine_flights", Count, Kind::Gauge,
         &[("phase", "`waiting`, `checking`, `fetching`, `finishing`")],
         "Flights under way.";
@@ -365,6 +369,16 @@ pub fn estimate_compared(class: Class, told: f64, actual: f64) {
     counter!(ENGINE_ESTIMATES.name, "class" => class, "verdict" => verdict).increment(1);
 }
 
+/// Whether NATS is reached.
+pub fn fleet_connected(connected: bool) {
+    gauge!(FLEET_CONNECTED.name).set(f64::from(u8::from(connected)));
+}
+
+/// NATS took an answer or an event.
+pub fn fleet_message() {
+    counter!(FLEET_MESSAGES.name).increment(1);
+}
+
 /// A model's pages were locked.
 pub fn ram_locked(bytes: u64, elapsed: Duration) {
     counter!(RAM_LOCKED.name).increment(bytes);
@@ -408,7 +422,7 @@ pub fn process(sample: ProcessSample) {
 mod tests {
     use super::*;
 
-    const ROOMS: [&str; 7] = ["fetch", "origin", "store", "ram", "engine", "rpc", "process"];
+    const ROOMS: [&str; 8] = ["fetch", "origin", "store", "ram", "engine", "fleet", "rpc", "process"];
 
     #[test]
     fn every_name_follows_the_rule_and_is_there_once() {

@@ -4,6 +4,7 @@
 
 mod daemon;
 mod engine;
+mod fleet;
 mod origin;
 
 use super::kind::Kind;
@@ -22,11 +23,12 @@ pub(in crate::config) enum Section {
     Log,
     Limits,
     Daemon,
+    Fleet,
 }
 
 impl Section {
     /// All sections, in the order of the reference file.
-    pub(in crate::config) const ALL: [Self; 11] = [
+    pub(in crate::config) const ALL: [Self; 12] = [
         Self::Store,
         Self::Ram,
         Self::Origin,
@@ -38,6 +40,7 @@ impl Section {
         Self::Log,
         Self::Limits,
         Self::Daemon,
+        Self::Fleet,
     ];
 
     /// Its name in the file.
@@ -54,6 +57,7 @@ impl Section {
             Self::Log => "log",
             Self::Limits => "limits",
             Self::Daemon => "daemon",
+            Self::Fleet => "fleet",
         }
     }
 
@@ -69,7 +73,7 @@ impl Section {
 
     /// Whether its header alone changes what the daemon does, so that the reference file must comment it out.
     pub(in crate::config) fn is_optional(self) -> bool {
-        matches!(self, Self::Origin | Self::Tcp | Self::Tls)
+        matches!(self, Self::Origin | Self::Tcp | Self::Tls | Self::Fleet)
     }
 
     /// What it is about.
@@ -95,6 +99,10 @@ impl Section {
             Self::Log => "The log, on standard error.",
             Self::Limits => "Limits of queues and lists: none of them may grow without bound.",
             Self::Daemon => "The process.",
+            Self::Fleet => {
+                "Many nodes over NATS: this one answers how soon a set could be ready, and tells what it holds and what happens. \
+                 Off unless this section is there. docs/fleet.md has the messages."
+            }
         }
     }
 }
@@ -146,7 +154,7 @@ impl Spec {
 
 /// Every option.
 pub(in crate::config) fn all() -> impl Iterator<Item = &'static Spec> {
-    engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(&daemon::OPTIONS)
+    engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(&daemon::OPTIONS).chain(&fleet::OPTIONS)
 }
 
 /// The option `key` of `section`.

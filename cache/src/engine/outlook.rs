@@ -142,6 +142,12 @@ impl Outlook {
         self.models_max as usize
     }
 
+    /// Every model that a tier holds whole: RAM, or the disk (which has what RAM has).
+    pub fn stored_in(&self, tier: Tier) -> impl Iterator<Item = &ModelKey> {
+        let wanted = move |stored: &Stored| tier == Tier::Nvme || (tier == Tier::Ram && stored.ram);
+        self.shelf.models.iter().filter(move |(_, stored)| wanted(stored)).map(|(model, _)| model)
+    }
+
     /// How soon these models could be ready in a tier: RAM or the disk. Duplicates count once.
     #[must_use]
     pub fn estimate(&self, models: &[ModelKey], target: Tier) -> Estimate {

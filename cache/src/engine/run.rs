@@ -22,6 +22,7 @@ use crate::engine::forecast::Forecast;
 use crate::engine::gauges::GAUGES_INTERVAL;
 use crate::engine::handle::{COMMANDS_MAX, Command, EngineHandle, Verified};
 use crate::engine::memory::Ram;
+use crate::engine::movers::Movers;
 use crate::engine::pace::Pace;
 use crate::engine::scribe::{NOTES_MAX, Scribe};
 use crate::engine::sources::{Located, Sources};
@@ -106,6 +107,7 @@ pub(crate) struct Engine {
     pub(crate) chronicle: Chronicle,
     pub(crate) ram: Ram,
     pub(crate) forecast: Forecast,
+    pub(crate) movers: Movers,
     pub(crate) open: HashMap<FlightId, Arc<Partial>>,
     pub(crate) running: HashMap<RequestId, Running>,
     pub(crate) evicting: Vec<Evicting>,
@@ -165,6 +167,8 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         seed: clock.wall().0,
     };
     let state = State::new(state_config, &inventory, Box::new(Lru::default()), clock.now(), clock.wall());
+    let movers =
+        Movers::start().map_err(|error| Fault::Store { detail: format!("no threads for moving bytes: {error}") })?;
     let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
     let (done, reports) = mpsc::channel(DONE_MAX);
     let pool = Arc::new(BlockPool::new(config.fetch.bytes_in_flight_max));
@@ -181,6 +185,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         callers: Callers::default(),
         ram: Ram::new(config.ram.clone()),
         forecast: Forecast::new(),
+        movers,
         chronicle: Chronicle::new(inventory.events, inventory.next_seq, NOTES_MAX as u64, events_max),
         open: HashMap::new(),
         running: HashMap::new(),
