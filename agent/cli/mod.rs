@@ -26,6 +26,7 @@ mod progress;
 mod push;
 mod ram;
 mod readiness;
+mod report;
 mod scan;
 mod status;
 mod top;
@@ -102,6 +103,8 @@ enum Command {
     Readiness(readiness::ReadinessArgs),
     /// Ask every node of a fleet how soon models could be ready there
     Fleet(fleet::FleetArgs),
+    /// Say what the cache saved over some hours, and what got worse
+    Report(report::ReportArgs),
     /// Show what happened, and why
     Events(events::EventsArgs),
     /// Ask the daemon whether it serves: for container health checks
@@ -149,6 +152,7 @@ impl Command {
             | Self::Verify(_)
             | Self::Refresh(_)
             | Self::Readiness(_)
+            | Self::Report(_)
             | Self::Events(_)
             | Self::Health => Vec::new(),
         }
@@ -306,6 +310,7 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Refresh(args) => disk::refresh(context, args).await,
         Command::Readiness(args) => readiness::readiness(context, args).await,
         Command::Fleet(args) => fleet::fleet(context, args).await,
+        Command::Report(args) => report::report(context, args).await,
         Command::Events(args) => events::events(context, args).await,
         Command::Health => status::health(context).await,
         Command::CheckConfig(args) => check_config::check_config(context, args),
@@ -372,6 +377,7 @@ mod tests {
             "tierd refresh r2",
             "tierd fleet vae/a --label gpu=h100 --within 2s --json",
             "tierd readiness vae/a vae/b --target ram --json",
+            "tierd report --since 7d --json",
             "tierd events --follow --since 7",
             "tierd health --socket https://node:7443 --ca ca.pem",
             "tierd check-config --example",

@@ -30,6 +30,7 @@ pub(crate) const METHODS: &[&str] = &[
     "GetFlight",
     "GetModel",
     "GetNode",
+    "GetReport",
     "Import",
     "ListFlights",
     "ListLeases",

@@ -13,6 +13,7 @@ mod listen;
 mod node;
 mod occurrence;
 mod placement;
+mod report;
 mod server;
 pub mod time;
 pub(crate) mod workflow;

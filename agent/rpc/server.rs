@@ -22,8 +22,10 @@ use crate::rpc::node::Node;
 use crate::rpc::pb::cache_service_server::CacheServiceServer;
 use crate::rpc::pb::node_service_server::NodeServiceServer;
 use crate::rpc::pb::placement_service_server::PlacementServiceServer;
-use crate::rpc::placement::Placement;
+use crate::rpc::pb::report_service_server::ReportServiceServer;
 use crate::rpc::pb::workflow_service_server::WorkflowServiceServer;
+use crate::rpc::placement::Placement;
+use crate::rpc::report::Reports;
 use crate::rpc::workflow::{READERS_MAX, Workflow};
 
 /// How often a silent connection is asked whether it lives: dead launchers must not hold streams for long.
@@ -106,6 +108,7 @@ impl Server {
             health.set_not_serving::<CacheServiceServer<Cache>>().await;
             health.set_not_serving::<NodeServiceServer<Node>>().await;
             health.set_not_serving::<PlacementServiceServer<Placement>>().await;
+            health.set_not_serving::<ReportServiceServer<Reports>>().await;
             health.set_not_serving::<WorkflowServiceServer<Workflow>>().await;
         };
         let (unix, tcp, ()) = tokio::join!(ends(unix, &stop), ends(tcp, &stop), draining);
@@ -146,6 +149,8 @@ async fn services(
         .max_decoding_message_size(config.message_bytes_max);
     let placement = PlacementServiceServer::new(Placement { engine: handle.clone() })
         .max_decoding_message_size(config.message_bytes_max);
+    let report = ReportServiceServer::new(Reports { engine: handle.clone() })
+        .max_decoding_message_size(config.message_bytes_max);
     let (bytes_max, readers) = (config.workflow_bytes_max, Arc::new(Semaphore::new(READERS_MAX)));
     let workflow = Workflow { engine: handle.clone(), stop: stop.clone(), bytes_max, readers };
     let workflow = WorkflowServiceServer::new(workflow).max_decoding_message_size(bytes_max + ENVELOPE_BYTES_MAX);
@@ -153,6 +158,7 @@ async fn services(
     health.set_serving::<CacheServiceServer<Cache>>().await;
     health.set_serving::<NodeServiceServer<Node>>().await;
     health.set_serving::<PlacementServiceServer<Placement>>().await;
+    health.set_serving::<ReportServiceServer<Reports>>().await;
     health.set_serving::<WorkflowServiceServer<Workflow>>().await;
 
     let describe = || {
@@ -165,6 +171,7 @@ async fn services(
     let v1 = describe().build_v1().map_err(failed)?;
     let v1alpha = describe().build_v1alpha().map_err(failed)?;
     let routes = Routes::new(cache).add_service(node).add_service(placement).add_service(workflow);
+    let routes = routes.add_service(report);
     let routes = routes.add_service(health_service).add_service(v1).add_service(v1alpha);
     Ok((health, routes.prepare()))
 }

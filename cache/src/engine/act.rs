@@ -100,10 +100,12 @@ impl Engine {
             Effect::TellReady(id, ready) => {
                 self.count_ready(id, &ready);
                 self.came_true(id, &ready);
+                self.enter_ready(&ready);
                 self.callers.end(id, EnsureUpdate::Ready(ready));
             }
             Effect::TellFailed(id, failed) => {
                 self.count_failed(id, &failed);
+                self.enter_failed();
                 self.came_to_nothing(id);
                 self.callers.end(id, EnsureUpdate::Failed(failed));
             }
@@ -114,6 +116,7 @@ impl Engine {
     /// Writes down that something happened, and tells who watches.
     pub(crate) fn record(&mut self, what: What) {
         Self::count_occurrence(&what);
+        self.enter(&what);
         let occurrence = self.chronicle.record(what, self.clock.wall());
         self.scribe.note(Note::Occurrence(occurrence));
     }

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::engine::outlook::Outlook;
 use crate::engine::known::Known;
+use crate::engine::outlook::Outlook;
 use crate::engine::view::{
     EnsureRequest, EnsureUpdate, EvictReport, FlightView, ImportedFile, LeaseView, ModelFilter, ModelPage, ModelView,
     MoveReport, NodeView, Occurrence, RamHold,
 };
 use crate::fault::Fault;
 use crate::ids::{FlightId, LeaseId, ModelKey, OriginName, Seq};
+use crate::plan::report::Report;
 
 /// Commands that may wait for the engine. It answers in microseconds; more than this means that it hangs.
 pub const COMMANDS_MAX: usize = 1024;
@@ -62,6 +63,7 @@ pub(crate) enum Command {
     Model(ModelKey, oneshot::Sender<Result<ModelView, Fault>>),
     Refresh(Option<OriginName>, oneshot::Sender<Result<(), Fault>>),
     Node(oneshot::Sender<NodeView>),
+    Report(u64, oneshot::Sender<Report>),
     Watch(Option<Seq>, oneshot::Sender<Watch>),
     Import {
         path: PathBuf,
@@ -263,6 +265,15 @@ impl EngineHandle {
     /// [`Fault::ShuttingDown`].
     pub async fn node(&self) -> Result<NodeView, Fault> {
         self.ask(Command::Node).await
+    }
+
+    /// What the last hours saw, the present one included: 1 to [`crate::plan::report::HOURS_MAX`].
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ShuttingDown`].
+    pub async fn report(&self, hours: u64) -> Result<Report, Fault> {
+        self.ask(|reply| Command::Report(hours, reply)).await
     }
 
     /// What happened after `since` (all that is remembered if `None`), and what happens from now on.

@@ -28,9 +28,10 @@ pub(crate) struct Ledger {
     written: Tick,
     /// Whether an hour ended since the others were written.
     turned: bool,
-    /// Bytes of each origin that have been added, and when they were last looked at.
+    /// Bytes of each origin that have been added, when they were last looked at, and whether something was under way then.
     bytes: HashMap<OriginName, u64>,
     looked: Tick,
+    busy: bool,
 }
 
 impl Ledger {
@@ -39,7 +40,7 @@ impl Ledger {
         let mut rows: Vec<Hour> = kept(store, PAST).unwrap_or_default();
         rows.extend(kept::<Hour>(store, PRESENT));
         let record = Record::from_rows(rows);
-        Self { record, dirty: false, written: now, turned: false, bytes: HashMap::new(), looked: now }
+        Self { record, dirty: false, written: now, turned: false, bytes: HashMap::new(), looked: now, busy: false }
     }
 }
 
@@ -83,26 +84,28 @@ impl Engine {
         given.failed += u64::from(failed);
     }
 
-    /// What an origin sent since the last look, and that it was busy with it.
+    /// Whether origins must be looked at: something is under way, or was at the last look.
+    pub(crate) fn is_watching_bytes(&self) -> bool {
+        self.ledger.busy || self.is_busy()
+    }
+
+    /// What each origin sent since the last look, and that it was busy with it.
     pub(crate) fn enter_bytes(&mut self, samples: &[(OriginName, u64)]) {
         let now = self.clock.now();
-        let since = now.since(std::mem::replace(&mut self.ledger.looked, now));
+        let passed = now.since(std::mem::replace(&mut self.ledger.looked, now));
+        let busy = self.is_busy();
+        // The time before the first of several looks was spent at rest.
+        let since = if std::mem::replace(&mut self.ledger.busy, busy) { passed } else { Duration::ZERO };
         for (origin, total) in samples {
             let before = self.ledger.bytes.insert(origin.clone(), *total).unwrap_or_default();
             let came = total.saturating_sub(before);
-            let busy = self.state.lane(origin).0 > 0;
-            if came == 0 && !busy {
+            if came == 0 && self.state.lane(origin).0 == 0 {
                 continue;
             }
             let given = self.hour().origins.entry(origin.clone()).or_default();
             given.bytes += came;
-            given.busy_ms += if busy { u64::try_from(since.as_millis()).unwrap_or(u64::MAX) } else { 0 };
+            given.busy_ms += u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         }
-    }
-
-    /// Nothing was under way: what passes until the next look is no busy time.
-    pub(crate) fn enter_rest(&mut self) {
-        self.ledger.looked = self.clock.now();
     }
 
     /// An ensure ended well.

@@ -9,6 +9,7 @@ mod forecast;
 mod gauges;
 pub mod handle;
 pub mod known;
+mod ledger;
 mod memory;
 mod movers;
 pub mod outlook;

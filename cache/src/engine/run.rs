@@ -21,6 +21,7 @@ use crate::engine::fetch::Lines;
 use crate::engine::forecast::Forecast;
 use crate::engine::gauges::GAUGES_INTERVAL;
 use crate::engine::handle::{COMMANDS_MAX, Command, EngineHandle, Verified};
+use crate::engine::ledger::Ledger;
 use crate::engine::memory::Ram;
 use crate::engine::movers::Movers;
 use crate::engine::pace::Pace;
@@ -107,6 +108,7 @@ pub(crate) struct Engine {
     pub(crate) chronicle: Chronicle,
     pub(crate) ram: Ram,
     pub(crate) forecast: Forecast,
+    pub(crate) ledger: Ledger,
     pub(crate) movers: Movers,
     pub(crate) open: HashMap<FlightId, Arc<Partial>>,
     pub(crate) running: HashMap<RequestId, Running>,
@@ -185,6 +187,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         callers: Callers::default(),
         ram: Ram::new(config.ram.clone()),
         forecast: Forecast::new(),
+        ledger: Ledger::open(&store, clock.now()),
         movers,
         chronicle: Chronicle::new(inventory.events, inventory.next_seq, NOTES_MAX as u64, events_max),
         open: HashMap::new(),
@@ -279,11 +282,15 @@ impl Engine {
         let outlook = self.publish_outlook();
         self.wake = self.state.next_wake().unwrap_or(Tick(u64::MAX));
         let state = Some(self.wake.max(now.after(Duration::from_millis(1))));
-        [Some(refresh), Some(space), beat, gauges, trim, outlook, state].into_iter().flatten().min().unwrap_or(refresh)
+        [Some(refresh), Some(space), beat, gauges, trim, outlook, state, self.ledger_due()]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(refresh)
     }
 
     /// Whether something happens that is measured or told as it goes.
-    fn is_busy(&self) -> bool {
+    pub(crate) fn is_busy(&self) -> bool {
         !self.callers.is_empty() || !self.running.is_empty()
     }
 
@@ -293,6 +300,7 @@ impl Engine {
         self.forecast.moved = true;
         self.forecast.reshaped |= event.reshapes();
         self.count_event(&event);
+        self.enter_request(&event);
         let effects = self.state.apply(event, self.clock.now(), self.clock.wall());
         // Before anybody is told: who then asks how soon something could be ready must be answered by what is.
         if self.forecast.reshaped {
@@ -323,14 +331,17 @@ impl Engine {
             self.wake = Tick(u64::MAX);
             self.apply(Event::Tick);
         }
-        if self.is_busy() {
+        if self.is_watching_bytes() {
             let samples: Vec<(OriginName, u64)> = self
                 .lines
                 .iter()
                 .map(|(origin, lines)| (origin.clone(), lines.total.load(Ordering::Relaxed)))
                 .collect();
-            for (origin, bytes) in samples {
-                self.apply(Event::Sample { origin, bytes });
+            self.enter_bytes(&samples);
+            if self.is_busy() {
+                for (origin, bytes) in samples {
+                    self.apply(Event::Sample { origin, bytes });
+                }
             }
         }
         let (state, running) = (&self.state, &self.running);
@@ -353,6 +364,7 @@ impl Engine {
             self.refresh(None, None);
         }
         self.rest_ram();
+        self.keep_ledger(false);
         if self.is_busy() || !self.open.is_empty() {
             self.idle_since = now;
             self.trimmed = false;
@@ -381,6 +393,7 @@ impl Engine {
 
     /// The last thing the engine does: what is open becomes durable.
     async fn close(mut self) {
+        self.keep_ledger(true);
         let open: Vec<Arc<Partial>> = self.open.drain().map(|(_, partial)| partial).collect();
         let scribe = self.scribe;
         let store = self.store.clone();

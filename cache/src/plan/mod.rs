@@ -6,6 +6,7 @@ pub mod lru;
 pub mod rank;
 pub mod rates;
 pub mod readiness;
+pub mod report;
 
 use crate::clock::Tick;
 use crate::ids::BlobId;
