@@ -46,9 +46,9 @@ fn variables(container: &Value, documents: &[Value]) -> BTreeMap<String, String>
     let image = [("STATE_DIRECTORY", "/var/lib/tierd"), ("RUNTIME_DIRECTORY", "/run/tierd")];
     let mut all: BTreeMap<String, String> = image.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     for from in list(&container["envFrom"]) {
-        let map = documents.iter().find(|other| {
-            other["kind"] == "ConfigMap" && other["metadata"]["name"] == from["configMapRef"]["name"]
-        });
+        let map = documents
+            .iter()
+            .find(|other| other["kind"] == "ConfigMap" && other["metadata"]["name"] == from["configMapRef"]["name"]);
         let data = map.and_then(|map| map["data"].as_object()).expect("the map is in the same file");
         all.extend(data.iter().map(|(name, value)| (name.clone(), text(value))));
     }
@@ -107,7 +107,8 @@ fn the_kubernetes_manifests_are_valid_and_the_daemon_understands_them() {
     }
 
     // A slip is found.
-    let slip = std::fs::read_to_string(file(MANIFESTS[0])).expect("it can be read").replace("failureThreshold", "failures");
+    let slip =
+        std::fs::read_to_string(file(MANIFESTS[0])).expect("it can be read").replace("failureThreshold", "failures");
     let path = folder.path().join("slip.yaml");
     std::fs::write(&path, slip).expect("its folder can be written");
     assert!(run(&validator, &["--strict", path.to_str().expect("plain")]).is_err());
