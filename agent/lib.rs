@@ -2,7 +2,9 @@
 
 pub mod app;
 pub mod cli;
+pub mod comfy;
 pub mod config;
+pub mod gpu;
 pub mod host;
 pub mod rpc;
 pub mod telemetry;

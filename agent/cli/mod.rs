@@ -25,6 +25,7 @@ mod push;
 mod ram;
 mod status;
 mod top;
+mod workers;
 
 use client::Reach;
 use exit::{Exit, Failure, Outcome};
@@ -87,6 +88,8 @@ enum Command {
     Verify(disk::VerifyArgs),
     /// List origins again now
     Refresh(disk::RefreshArgs),
+    /// List the processes that load models onto GPUs, and what they hold there
+    Workers,
     /// Show what happened, and why
     Events(events::EventsArgs),
     /// Ask the daemon whether it serves: for container health checks
@@ -115,6 +118,7 @@ impl Command {
             Self::Ensure(_)
             | Self::Prefetch(_)
             | Self::Status
+            | Self::Workers
             | Self::Top(_)
             | Self::Doctor
             | Self::Promote(_)
@@ -280,6 +284,7 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Import(args) => disk::import(context, args).await,
         Command::Verify(args) => disk::verify(context, args).await,
         Command::Refresh(args) => disk::refresh(context, args).await,
+        Command::Workers => workers::workers(context).await,
         Command::Events(args) => events::events(context, args).await,
         Command::Health => status::health(context).await,
         Command::CheckConfig(args) => check_config::check_config(context, args),
@@ -338,6 +343,8 @@ mod tests {
             "tierd import dir --dry-run",
             "tierd verify",
             "tierd refresh r2",
+            "tierd workers --json",
+            "tierd models --tier vram",
             "tierd events --follow --since 7",
             "tierd health --socket https://node:7443 --ca ca.pem",
             "tierd check-config --example",

@@ -37,6 +37,7 @@ words! {
     origin_state: OriginState, "ORIGIN_STATE_";
     ram_hold: RamHold, "RAM_HOLD_";
     import_how: ImportHow, "IMPORT_HOW_";
+    prompt_state: PromptState, "PROMPT_STATE_";
 }
 
 #[cfg(test)]

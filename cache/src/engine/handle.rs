@@ -68,6 +68,7 @@ pub(crate) enum Command {
         models: Vec<ModelKey>,
         reply: oneshot::Sender<Result<mpsc::Receiver<Verified>, Fault>>,
     },
+    Hint(crate::engine::hints::Hint),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -104,7 +105,7 @@ impl EngineHandle {
         Self { commands }
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Fault> {
+    pub(super) async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Fault> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| Fault::ShuttingDown)?;
         answer.await.map_err(|_| Fault::ShuttingDown)

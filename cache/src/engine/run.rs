@@ -20,6 +20,7 @@ use crate::engine::event::{Effect, Event, RequestId};
 use crate::engine::fetch::Lines;
 use crate::engine::gauges::GAUGES_INTERVAL;
 use crate::engine::handle::{COMMANDS_MAX, Command, EngineHandle, Verified};
+use crate::engine::hints::Hints;
 use crate::engine::memory::Ram;
 use crate::engine::pace::Pace;
 use crate::engine::scribe::{NOTES_MAX, Scribe};
@@ -63,6 +64,7 @@ pub(crate) enum Done {
     Relocated(FlightId, OriginName, Result<Option<Found>, Fault>),
     Held(BlobId, Result<Arc<crate::resident::Held>, Fault>),
     Pressed(crate::resident::pressure::Pressure),
+    Hinted(crate::engine::hints::Looked),
     ReserveImport(u64, oneshot::Sender<Result<(), Fault>>),
     UnreserveImport(u64),
 }
@@ -103,6 +105,7 @@ pub(crate) struct Engine {
     pub(crate) callers: Callers,
     pub(crate) chronicle: Chronicle,
     pub(crate) ram: Ram,
+    pub(crate) hints: Hints,
     pub(crate) open: HashMap<FlightId, Arc<Partial>>,
     pub(crate) running: HashMap<RequestId, Running>,
     pub(crate) evicting: Vec<Evicting>,
@@ -158,6 +161,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         scrub_interval: config.store.scrub_interval,
         origins: config.origins.iter().map(|origin| (origin.name.clone(), origin.connections_max)).collect(),
         models: config.store.models.clone(),
+        vram: config.vram,
         seed: clock.wall().0,
     };
     let state = State::new(state_config, &inventory, Box::new(Lru::default()), clock.now(), clock.wall());
@@ -176,6 +180,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         done,
         callers: Callers::default(),
         ram: Ram::new(config.ram.clone()),
+        hints: Hints::default(),
         chronicle: Chronicle::new(inventory.events, inventory.next_seq, NOTES_MAX as u64, events_max),
         open: HashMap::new(),
         running: HashMap::new(),
