@@ -29,6 +29,7 @@ mod readiness;
 mod scan;
 mod status;
 mod top;
+mod workers;
 mod workflow;
 
 use client::Reach;
@@ -102,6 +103,8 @@ enum Command {
     Readiness(readiness::ReadinessArgs),
     /// Ask every node of a fleet how soon models could be ready there
     Fleet(fleet::FleetArgs),
+    /// List the processes that load models onto GPUs, and what they hold there
+    Workers,
     /// Show what happened, and why
     Events(events::EventsArgs),
     /// Ask the daemon whether it serves: for container health checks
@@ -135,6 +138,7 @@ impl Command {
             | Self::Scan(_)
             | Self::Prefetch(_)
             | Self::Status
+            | Self::Workers
             | Self::Top(_)
             | Self::Doctor
             | Self::Promote(_)
@@ -306,6 +310,7 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Refresh(args) => disk::refresh(context, args).await,
         Command::Readiness(args) => readiness::readiness(context, args).await,
         Command::Fleet(args) => fleet::fleet(context, args).await,
+        Command::Workers => workers::workers(context).await,
         Command::Events(args) => events::events(context, args).await,
         Command::Health => status::health(context).await,
         Command::CheckConfig(args) => check_config::check_config(context, args),
@@ -372,6 +377,8 @@ mod tests {
             "tierd refresh r2",
             "tierd fleet vae/a --label gpu=h100 --within 2s --json",
             "tierd readiness vae/a vae/b --target ram --json",
+            "tierd workers --json",
+            "tierd models --tier vram",
             "tierd events --follow --since 7",
             "tierd health --socket https://node:7443 --ca ca.pem",
             "tierd check-config --example",

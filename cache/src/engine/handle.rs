@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::engine::outlook::Outlook;
 use crate::engine::known::Known;
+use crate::engine::outlook::Outlook;
 use crate::engine::view::{
     EnsureRequest, EnsureUpdate, EvictReport, FlightView, ImportedFile, LeaseView, ModelFilter, ModelPage, ModelView,
     MoveReport, NodeView, Occurrence, RamHold,
@@ -72,6 +72,7 @@ pub(crate) enum Command {
         models: Vec<ModelKey>,
         reply: oneshot::Sender<Result<mpsc::Receiver<Verified>, Fault>>,
     },
+    Hint(crate::engine::hints::Hint),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -115,7 +116,7 @@ impl EngineHandle {
         self.outlook.borrow().clone()
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Fault> {
+    pub(super) async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Fault> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| Fault::ShuttingDown)?;
         answer.await.map_err(|_| Fault::ShuttingDown)
