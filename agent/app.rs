@@ -11,13 +11,16 @@ use tierd_cache::fault::Fault;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::comfy;
 use crate::config::Config;
+use crate::gpu::GpuMeter;
 use crate::host::{self, ProcessMeter, StopSignals};
-use crate::rpc::{RpcError, Server};
+use crate::rpc::{RpcError, Served, Server};
 use crate::telemetry::health::Health;
 use crate::telemetry::http::{HttpError, HttpServer, HttpState};
 use crate::telemetry::metrics::{self, MetricsError};
 use crate::telemetry::page::Live;
+use crate::telemetry::vram::VramMeter;
 
 /// Longest wait for answers of the HTTP listener that are under way at the very end.
 const HTTP_END_WAIT: Duration = Duration::from_secs(1);
@@ -84,7 +87,9 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     // Build: what can fail, fails here, before anyone is told that the daemon runs.
     let server = Server::bind(&config.listen)?;
     let page = Arc::new(Live::default());
-    let http = http(&config, &health, &page, &http_stop).await?;
+    let gpus = GpuMeter::default();
+    let vram = VramMeter::new(gpus.clone());
+    let http = http(&config, &health, (&page, &vram), &http_stop).await?;
     make_own_origins(&config.engine)?;
     host::notify_status("opening the store");
     let handle = tokio::select! {
@@ -99,11 +104,21 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     let stop = CancellationToken::new();
     health.opened(Box::new(handle.clone()));
     page.opened(handle.clone());
-    let rpc = tokio::spawn(server.run(handle.clone(), stop.clone()));
     let fleet = config
         .fleet
         .clone()
         .map(|fleet| tokio::spawn(crate::fleet::run(fleet, Arc::new(handle.clone()), stop.child_token())));
+    vram.opened(handle.clone());
+    let served = Served {
+        engine: handle.clone(),
+        gpus,
+        comfy: config.comfy.clone(),
+        models: config.engine.store.models.clone(),
+    };
+    let rpc = tokio::spawn(server.run(served, stop.clone()));
+    if config.comfy.free {
+        tokio::spawn(comfy::free::carry_out(handle.clone(), stop.clone()));
+    }
     health.listening();
     let watchdog = tokio::spawn(feed_watchdog(health.clone(), http_stop.clone()));
     let status = format!("serving on {}", config.listen.unix.display());
@@ -142,13 +157,18 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
 async fn http(
     config: &Config,
     health: &Arc<Health>,
-    page: &Arc<Live>,
+    (page, vram): (&Arc<Live>, &VramMeter),
     stop: &CancellationToken,
 ) -> Result<Option<Task<HttpError>>, ServeError> {
     let Some(address) = config.listen.http else { return Ok(None) };
     let server = HttpServer::bind(address).await?;
-    let process = Arc::new(ProcessMeter::default());
-    let state = HttpState { health: health.clone(), metrics: metrics::init()?, process, page: page.clone() };
+    let state = HttpState {
+        health: health.clone(),
+        metrics: metrics::init()?,
+        process: Arc::new(ProcessMeter::default()),
+        page: page.clone(),
+        vram: vram.clone(),
+    };
     if let Some(address) = server.address() {
         tracing::info!(%address, "status page, metrics and health");
     }

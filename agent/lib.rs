@@ -5,6 +5,7 @@ pub mod cli;
 pub mod comfy;
 pub mod config;
 pub mod fleet;
+pub mod gpu;
 pub mod host;
 pub mod rpc;
 pub mod telemetry;

@@ -30,6 +30,7 @@ mod report;
 mod scan;
 mod status;
 mod top;
+mod workers;
 mod workflow;
 
 use client::Reach;
@@ -105,6 +106,8 @@ enum Command {
     Fleet(fleet::FleetArgs),
     /// Say what the cache saved over some hours, and what got worse
     Report(report::ReportArgs),
+    /// List the processes that load models onto GPUs, and what they hold there
+    Workers,
     /// Show what happened, and why
     Events(events::EventsArgs),
     /// Ask the daemon whether it serves: for container health checks
@@ -138,6 +141,7 @@ impl Command {
             | Self::Scan(_)
             | Self::Prefetch(_)
             | Self::Status
+            | Self::Workers
             | Self::Top(_)
             | Self::Doctor
             | Self::Promote(_)
@@ -311,6 +315,7 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Readiness(args) => readiness::readiness(context, args).await,
         Command::Fleet(args) => fleet::fleet(context, args).await,
         Command::Report(args) => report::report(context, args).await,
+        Command::Workers => workers::workers(context).await,
         Command::Events(args) => events::events(context, args).await,
         Command::Health => status::health(context).await,
         Command::CheckConfig(args) => check_config::check_config(context, args),
@@ -378,6 +383,8 @@ mod tests {
             "tierd fleet vae/a --label gpu=h100 --within 2s --json",
             "tierd readiness vae/a vae/b --target ram --json",
             "tierd report --since 7d --json",
+            "tierd workers --json",
+            "tierd models --tier vram",
             "tierd events --follow --since 7",
             "tierd health --socket https://node:7443 --ca ca.pem",
             "tierd check-config --example",

@@ -88,9 +88,10 @@ fn percent(share: Option<f64>) -> String {
 
 fn figures(period: &pb::PeriodTotals, previous: &pb::PeriodTotals) -> Vec<Vec<String>> {
     type Figure = fn(&pb::PeriodTotals) -> String;
-    let rows: [(&str, Figure); 7] = [
+    let rows: [(&str, Figure); 8] = [
         ("hit ratio, by models", |p| percent(p.hit_ratio)),
         ("hit ratio, by bytes", |p| percent(p.byte_hit_ratio)),
+        ("models in VRAM", |p| models(p.vram)),
         ("models from RAM", |p| models(p.ram)),
         ("models from the disk", |p| models(p.nvme)),
         ("models from origins", |p| models(p.origin)),

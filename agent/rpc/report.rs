@@ -79,6 +79,7 @@ impl From<&Totals> for pb::PeriodTotals {
             evicted: left(&totals.evicted),
             demoted: left(&totals.demoted),
             damaged_pieces: totals.damaged,
+            vram: Some(totals.vram.into()),
             origins,
         }
     }

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::health::Health;
 use super::page::{self, Live};
+use super::vram::VramMeter;
 use crate::host::ProcessMeter;
 
 /// Most connections at once; more wait in the kernel's queue. A scraper or two and a kubelet need three.
@@ -45,6 +46,8 @@ pub struct HttpState {
     pub process: Arc<ProcessMeter>,
     /// What the status page shows.
     pub page: Arc<Live>,
+    /// Measures VRAM when somebody asks.
+    pub vram: VramMeter,
 }
 
 /// Why the listener could not be opened or ended by itself.
@@ -136,6 +139,7 @@ async fn close(mut response: Response) -> Response {
 
 async fn metrics(State(state): State<HttpState>) -> Response {
     state.process.measure();
+    state.vram.measure().await;
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.metrics.render()).into_response()
 }
 
@@ -254,7 +258,8 @@ mod tests {
         let health = Arc::new(Health::default());
         let metrics = PrometheusBuilder::new().build_recorder().handle();
         let process = Arc::new(ProcessMeter::default());
-        let state = HttpState { health: health.clone(), metrics, process, page: Arc::default() };
+        let (page, vram) = (Arc::default(), VramMeter::default());
+        let state = HttpState { health: health.clone(), metrics, process, page, vram };
         let stop = CancellationToken::new();
         let task = tokio::spawn(server.run(state, stop.clone()));
         Running { address, health, stop, task }

@@ -128,6 +128,12 @@ mod tests {
             measured::waiters(1);
             measured::leases(1);
             measured::events_dropped(1);
+            measured::vram::device(0, 3, 2, 1);
+            measured::vram::workers(1);
+            measured::vram::used(Some(Tier::Nvme), 7, Duration::from_millis(1));
+            measured::vram::advised();
+            measured::vram::received(measured::vram::Hint::Report);
+            measured::vram::dropped(measured::vram::Dropped::Unknown);
             measured::rpc_ended("Ensure", "OK");
             measured::rpc_answered("Ensure", Duration::from_millis(1));
             let (resident_bytes, cpu_seconds, started) = (1, 0.5, 2);

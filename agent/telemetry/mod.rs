@@ -5,6 +5,7 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod page;
+pub mod vram;
 
 #[cfg(test)]
 pub(crate) mod tests {

@@ -3,6 +3,7 @@
 
 mod outcome;
 mod prime;
+mod seen;
 
 use std::time::Duration;
 
@@ -10,10 +11,12 @@ use metrics::{Unit, counter, gauge, histogram};
 
 use crate::engine::view::{DemoteReason, EvictReason, Phase, Tier};
 use crate::ids::OriginName;
-use crate::plan::calibration::Class;
 
 pub use self::outcome::{EnsureOutcome, RequestOutcome};
 pub use self::prime::prime_origin;
+pub use self::seen::{answered, estimate_compared, flight_failed, model_ready, stored};
+
+pub mod vram;
 
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -56,7 +59,7 @@ const REASON: (&str, &str) = ("reason", "`room`, `asked`, `shrunk`, `replaced`")
 
 const DEMOTE_REASON: (&str, &str) = ("reason", "`room`, `asked`, `pressure`, `shrunk`, `removed`, `failed`");
 
-const FROM: (&str, &str) = ("from", "`ram`, `nvme`, `origin`");
+const FROM: (&str, &str) = ("from", "`vram`, `ram`, `nvme`, `origin`");
 
 const fn metric(
     name: &'static str,
@@ -130,14 +133,35 @@ metrics! {
         "Bytes of RAM that demotions gave back.";
     RAM_PRESSURE = "tierd_ram_pressure_total", Count, Kind::Counter, &[("source", "`psi`, `polling`")],
         "Times that the node was short of memory and the tier was told to give some back.";
+    VRAM_BYTES = "tierd_vram_bytes", Bytes, Kind::Gauge,
+        &[("device", "its number, at most 64 of them"), ("state", "`total`, `used`, `claimed`")],
+        "Bytes of VRAM: of the device, in use by all processes, and taken by models as their workers say.";
+    VRAM_WORKERS = "tierd_vram_workers", Count, Kind::Gauge, &[],
+        "Workers that report what they have in VRAM.";
+    VRAM_USES = "tierd_vram_uses_total", Count, Kind::Counter,
+        &[("tier", "`vram`, `ram`, `nvme`, `elsewhere`: the fastest that had it; `elsewhere` is a file that is none of tierd's")],
+        "Models that workers used, by where they were: those in VRAM without a read, the others by reading their files.";
+    VRAM_READ_BYTES = "tierd_vram_read_bytes_total", Bytes, Kind::Counter, &[("tier", "`ram`, `nvme`, `elsewhere`")],
+        "Bytes of model files that workers read.";
+    VRAM_READ_SECONDS = "tierd_vram_read_seconds", Seconds, Kind::Histogram(ENSURE_BUCKETS), &[("tier", "`ram`, `nvme`, `elsewhere`")],
+        "Time that workers took to read a model's file.";
+    VRAM_ADVICE = "tierd_vram_advice_total", Count, Kind::Counter,
+        &[("outcome", "`given`, `carried_out`, `failed`")],
+        "Advice to workers that was new, and advice that was carried out by asking the worker to unload.";
+    HINT_RECEIVED = "tierd_hint_received_total", Count, Kind::Counter,
+        &[("kind", "`hello`, `report`, `ensure`, `absent`")],
+        "Messages of workers.";
+    HINT_DROPPED = "tierd_hint_dropped_total", Count, Kind::Counter,
+        &[("reason", "`unknown`, `invalid`, `too_large`, `busy`")],
+        "Messages of workers that were refused. Many `unknown` mean that a worker does not introduce itself.";
     ENGINE_ENSURES = "tierd_engine_ensures_total", Count, Kind::Counter,
         &[("outcome", "`hit`, `fetched`, `joined`, `failed`")],
         "Ensures that ended: all was there, something was fetched, only flights of others were joined, or something failed.";
     ENGINE_ENSURE_SECONDS = "tierd_engine_ensure_seconds", Seconds, Kind::Histogram(ENSURE_BUCKETS),
-        &[("from", "`ram`, `nvme`, `origin`: the slowest tier that a model of the set was in")],
+        &[("from", "`vram`, `ram`, `nvme`, `origin`: the slowest tier that a model of the set was in")],
         "Time from an ensure to its end.";
     ENGINE_MODELS = "tierd_engine_models_total", Count, Kind::Counter, &[FROM],
-        "Models that were made ready, by the tier that each was in when it was asked for: `ram` and `nvme` are hits, `origin` is a miss.";
+        "Models that were made ready, by the tier that each was in when it was asked for: `origin` is a miss, the others are hits.";
     ENGINE_MODEL_BYTES = "tierd_engine_model_bytes_total", Bytes, Kind::Counter, &[FROM],
         "Bytes of these models. What was not `origin` did not have to be fetched again.";
     ENGINE_ESTIMATES = "tierd_engine_estimates_total", Count, Kind::Counter,
@@ -201,11 +225,6 @@ pub fn request_ended(origin: &OriginName, outcome: RequestOutcome, elapsed: Dura
     histogram!(FETCH_REQUEST_SECONDS.name, "origin" => origin.0.clone()).record(elapsed);
 }
 
-/// The head of a good answer came after `elapsed`.
-pub fn answered(origin: &OriginName, elapsed: Duration) {
-    histogram!(FETCH_FIRST_BYTE_SECONDS.name, "origin" => origin.0.clone()).record(elapsed);
-}
-
 /// A piece is asked for again.
 pub fn retried(origin: &OriginName) {
     counter!(FETCH_RETRIES.name, "origin" => origin.0.clone()).increment(1);
@@ -238,12 +257,6 @@ pub fn store_models(models: u64) {
     gauge!(STORE_MODELS.name).set(models as f64);
 }
 
-/// A model became whole and visible on the disk.
-pub fn stored(bytes: u64) {
-    counter!(STORE_STORED.name).increment(1);
-    counter!(STORE_STORED_BYTES.name).increment(bytes);
-}
-
 /// A model left the disk and gave `bytes` back.
 pub fn evicted(reason: &EvictReason, bytes: u64) {
     let reason = match reason {
@@ -274,21 +287,11 @@ pub fn ensure_ended(outcome: EnsureOutcome, from: Tier, elapsed: Duration) {
 
 fn tier(tier: Tier) -> &'static str {
     match tier {
+        Tier::Vram => "vram",
         Tier::Ram => "ram",
         Tier::Nvme => "nvme",
         Tier::Origin => "origin",
     }
-}
-
-/// A model of an ensure is ready; it was in this tier when it was asked for.
-pub fn model_ready(from: Tier, bytes: u64) {
-    counter!(ENGINE_MODELS.name, "from" => tier(from)).increment(1);
-    counter!(ENGINE_MODEL_BYTES.name, "from" => tier(from)).increment(bytes);
-}
-
-/// A flight ended badly. `fault` is a word of the closed set of faults.
-pub fn flight_failed(fault: &str) {
-    counter!(ENGINE_FLIGHTS_FAILED.name, "fault" => fault.to_owned()).increment(1);
 }
 
 /// So many flights are in a phase. Flights that ended are not counted: `Locking`, `Ready` and `Failed` do nothing.
@@ -354,21 +357,6 @@ pub fn estimate_error(share: f64) {
     histogram!(ENGINE_ESTIMATE_ERROR.name).record(share);
 }
 
-/// A set of this class is ready: it was told so many seconds and took so many.
-pub fn estimate_compared(class: Class, told: f64, actual: f64) {
-    let class = match class {
-        Class::Hit => "hit",
-        Class::Lock => "lock",
-        Class::FetchSmall | Class::FetchMedium | Class::FetchLarge => "fetch",
-    };
-    let verdict = match told {
-        told if told * 2.0 < actual => "short",
-        told if told > actual * 2.0 => "long",
-        _ => "near",
-    };
-    counter!(ENGINE_ESTIMATES.name, "class" => class, "verdict" => verdict).increment(1);
-}
-
 /// Whether NATS is reached.
 pub fn fleet_connected(connected: bool) {
     gauge!(FLEET_CONNECTED.name).set(f64::from(u8::from(connected)));
@@ -422,7 +410,7 @@ pub fn process(sample: ProcessSample) {
 mod tests {
     use super::*;
 
-    const ROOMS: [&str; 8] = ["fetch", "origin", "store", "ram", "engine", "fleet", "rpc", "process"];
+    const ROOMS: [&str; 10] = ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "fleet", "rpc", "process"];
 
     #[test]
     fn every_name_follows_the_rule_and_is_there_once() {

@@ -6,6 +6,7 @@ mod rig;
 mod api;
 mod bounded;
 mod callers;
+mod comfy_pack;
 mod crash;
 mod deploy;
 mod docs;

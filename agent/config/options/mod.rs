@@ -2,6 +2,7 @@
 //! ranges, the reference file and docs/configuration.md all come from this table. A test holds the defaults equal to
 //! those that the code has.
 
+mod comfy;
 mod daemon;
 mod engine;
 mod fleet;
@@ -24,11 +25,12 @@ pub(in crate::config) enum Section {
     Limits,
     Daemon,
     Fleet,
+    Comfy,
 }
 
 impl Section {
     /// All sections, in the order of the reference file.
-    pub(in crate::config) const ALL: [Self; 12] = [
+    pub(in crate::config) const ALL: [Self; 13] = [
         Self::Store,
         Self::Ram,
         Self::Origin,
@@ -41,6 +43,7 @@ impl Section {
         Self::Limits,
         Self::Daemon,
         Self::Fleet,
+        Self::Comfy,
     ];
 
     /// Its name in the file.
@@ -58,6 +61,7 @@ impl Section {
             Self::Limits => "limits",
             Self::Daemon => "daemon",
             Self::Fleet => "fleet",
+            Self::Comfy => "comfy",
         }
     }
 
@@ -103,6 +107,7 @@ impl Section {
                 "Many nodes over NATS: this one answers how soon a set could be ready, and tells what it holds and what happens. \
                  Off unless this section is there. docs/fleet.md has the messages."
             }
+            Self::Comfy => "ComfyUI on this node: what its node pack may ask for, and what its reports are used for.",
         }
     }
 }
@@ -154,7 +159,8 @@ impl Spec {
 
 /// Every option.
 pub(in crate::config) fn all() -> impl Iterator<Item = &'static Spec> {
-    engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(&daemon::OPTIONS).chain(&fleet::OPTIONS)
+    let rest = daemon::OPTIONS.iter().chain(&fleet::OPTIONS).chain(&comfy::OPTIONS);
+    engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(rest)
 }
 
 /// The option `key` of `section`.

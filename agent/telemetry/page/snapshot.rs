@@ -10,6 +10,7 @@ use tierd_cache::engine::handle::Watch;
 use tierd_cache::engine::view::{FlightView, LeaseView, ModelFilter, Occurrence, OriginState, Tier, What};
 use tierd_cache::fault::Fault;
 use tierd_cache::ids::ModelKey;
+use tierd_cache::vram::{DeviceReport, WorkerView};
 use tokio::sync::broadcast::error::TryRecvError;
 
 use crate::cli::events::words;
@@ -44,6 +45,8 @@ struct Snapshot<'a> {
 /// What is listed again only when something happened.
 #[derive(Debug, Default, Serialize)]
 struct Lists {
+    workers: Vec<Worker>,
+    vram: Models,
     ram: Models,
     disk: Models,
     leases: Vec<Lease>,
@@ -72,6 +75,18 @@ struct Lease {
     models: String,
     ram: String,
     expires: Timestamp,
+}
+
+/// One device of a process that loads models.
+#[derive(Debug, Serialize)]
+struct Worker {
+    worker: String,
+    device: String,
+    used_bytes: u64,
+    total_bytes: u64,
+    models: usize,
+    running: u32,
+    waiting: u32,
 }
 
 /// Something that happened, in the words of `tierd events`.
@@ -202,7 +217,11 @@ impl Watcher {
         let mut leases = self.engine.leases().await?;
         let leases_total = leases.len();
         leases.truncate(ROWS_MAX);
+        let mut workers: Vec<Worker> = self.engine.workers().await?.iter().flat_map(devices).collect();
+        workers.truncate(ROWS_MAX);
         Ok(Lists {
+            workers,
+            vram: self.models(Tier::Vram).await?,
             ram: self.models(Tier::Ram).await?,
             disk: self.models(Tier::Nvme).await?,
             leases: leases.iter().map(lease).collect(),
@@ -227,6 +246,31 @@ fn flight(flight: &FlightView) -> pb::Flight {
     let mut row = pb::Flight::from(flight);
     row.models.truncate(NAMES_MAX);
     row
+}
+
+/// One row a device; a worker without one has a row all the same.
+fn devices(worker: &WorkerView) -> Vec<Worker> {
+    let name = match (worker.hello.address.as_str(), worker.hello.pid) {
+        ("", pid) => format!("process {pid}"),
+        (address, pid) => format!("{address}, process {pid}"),
+    };
+    let row = |device: String, used_bytes, total_bytes, models| Worker {
+        worker: name.clone(),
+        device,
+        used_bytes,
+        total_bytes,
+        models,
+        running: worker.running,
+        waiting: worker.waiting,
+    };
+    if worker.devices.is_empty() {
+        return vec![row("none reported".to_owned(), 0, 0, 0)];
+    }
+    let device = |device: &DeviceReport| {
+        let used = device.total.saturating_sub(device.free);
+        row(format!("{} {}", device.index, device.name), used, device.total, device.models.len())
+    };
+    worker.devices.iter().map(device).collect()
 }
 
 fn lease(lease: &LeaseView) -> Lease {

@@ -74,6 +74,7 @@ pub(crate) enum Command {
         models: Vec<ModelKey>,
         reply: oneshot::Sender<Result<mpsc::Receiver<Verified>, Fault>>,
     },
+    Hint(crate::engine::hints::Hint),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -117,7 +118,7 @@ impl EngineHandle {
         self.outlook.borrow().clone()
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Fault> {
+    pub(super) async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Fault> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| Fault::ShuttingDown)?;
         answer.await.map_err(|_| Fault::ShuttingDown)

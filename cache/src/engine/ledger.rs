@@ -174,6 +174,7 @@ impl Engine {
 
 fn tier(totals: &mut Totals, tier: Tier) -> &mut Found {
     match tier {
+        Tier::Vram => &mut totals.vram,
         Tier::Ram => &mut totals.ram,
         Tier::Nvme => &mut totals.nvme,
         Tier::Origin => &mut totals.origin,

@@ -8,6 +8,7 @@ mod fetch;
 mod forecast;
 mod gauges;
 pub mod handle;
+pub mod hints;
 pub mod known;
 mod ledger;
 mod memory;

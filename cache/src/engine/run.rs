@@ -21,6 +21,7 @@ use crate::engine::fetch::Lines;
 use crate::engine::forecast::Forecast;
 use crate::engine::gauges::GAUGES_INTERVAL;
 use crate::engine::handle::{COMMANDS_MAX, Command, EngineHandle, Verified};
+use crate::engine::hints::Hints;
 use crate::engine::ledger::Ledger;
 use crate::engine::memory::Ram;
 use crate::engine::movers::Movers;
@@ -67,6 +68,7 @@ pub(crate) enum Done {
     Relocated(FlightId, OriginName, Result<Option<Found>, Fault>),
     Held(BlobId, Result<Arc<crate::resident::Held>, Fault>),
     Pressed(crate::resident::pressure::Pressure),
+    Hinted(crate::engine::hints::Looked),
     ReserveImport(u64, oneshot::Sender<Result<(), Fault>>),
     UnreserveImport(u64),
 }
@@ -110,6 +112,7 @@ pub(crate) struct Engine {
     pub(crate) forecast: Forecast,
     pub(crate) ledger: Ledger,
     pub(crate) movers: Movers,
+    pub(crate) hints: Hints,
     pub(crate) open: HashMap<FlightId, Arc<Partial>>,
     pub(crate) running: HashMap<RequestId, Running>,
     pub(crate) evicting: Vec<Evicting>,
@@ -166,6 +169,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         scrub_interval: config.store.scrub_interval,
         origins: config.origins.iter().map(|origin| (origin.name.clone(), origin.connections_max)).collect(),
         models: config.store.models.clone(),
+        vram: config.vram,
         seed: clock.wall().0,
     };
     let state = State::new(state_config, &inventory, Box::new(Lru::default()), clock.now(), clock.wall());
@@ -189,6 +193,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         forecast: Forecast::new(),
         ledger: Ledger::open(&store, clock.now()),
         movers,
+        hints: Hints::default(),
         chronicle: Chronicle::new(inventory.events, inventory.next_seq, NOTES_MAX as u64, events_max),
         open: HashMap::new(),
         running: HashMap::new(),

@@ -20,7 +20,7 @@ pub(super) fn prime() {
     for reason in ["room", "asked", "pressure", "shrunk", "removed", "failed"] {
         counter!(RAM_DEMOTIONS.name, "reason" => reason).increment(0);
     }
-    for from in ["ram", "nvme", "origin"] {
+    for from in ["vram", "ram", "nvme", "origin"] {
         counter!(ENGINE_MODELS.name, "from" => from).increment(0);
         counter!(ENGINE_MODEL_BYTES.name, "from" => from).increment(0);
     }

@@ -81,6 +81,8 @@ impl Given {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Totals {
+    /// Models that a worker had in VRAM.
+    pub vram: Found,
     /// Models that were in RAM.
     pub ram: Found,
     /// Models that were on the disk.
@@ -106,9 +108,12 @@ pub struct Totals {
 impl Totals {
     /// Adds another time's.
     pub fn add(&mut self, other: &Self) {
-        for (mine, theirs) in
-            [(&mut self.ram, other.ram), (&mut self.nvme, other.nvme), (&mut self.origin, other.origin)]
-        {
+        for (mine, theirs) in [
+            (&mut self.vram, other.vram),
+            (&mut self.ram, other.ram),
+            (&mut self.nvme, other.nvme),
+            (&mut self.origin, other.origin),
+        ] {
             mine.models += theirs.models;
             mine.bytes += theirs.bytes;
             mine.waited_ms += theirs.waited_ms;
@@ -134,20 +139,30 @@ impl Totals {
     /// Models that were made ready.
     #[must_use]
     pub fn models(&self) -> u64 {
-        self.ram.models + self.nvme.models + self.origin.models
+        self.hits().models + self.origin.models
+    }
+
+    /// Models that were on the node, whatever the tier.
+    fn hits(&self) -> Found {
+        let tiers = [self.vram, self.ram, self.nvme];
+        Found {
+            models: tiers.iter().map(|found| found.models).sum(),
+            bytes: tiers.iter().map(|found| found.bytes).sum(),
+            waited_ms: tiers.iter().map(|found| found.waited_ms).sum(),
+        }
     }
 
     /// Share of the models that were on the node when they were asked for.
     #[must_use]
     pub fn hit_ratio(&self) -> Option<f64> {
         let all = self.models();
-        (all > 0).then(|| (self.ram.models + self.nvme.models) as f64 / all as f64)
+        (all > 0).then(|| self.hits().models as f64 / all as f64)
     }
 
     /// The same by bytes.
     #[must_use]
     pub fn byte_hit_ratio(&self) -> Option<f64> {
-        let hits = self.ram.bytes + self.nvme.bytes;
+        let hits = self.hits().bytes;
         let all = hits + self.origin.bytes;
         (all > 0).then(|| hits as f64 / all as f64)
     }
@@ -320,8 +335,8 @@ impl Record {
 
 /// `ever` has the rates, where the period itself fetched or locked nothing.
 fn saved(this: &Totals, ever: &Totals) -> Saved {
-    let bytes = this.ram.bytes + this.nvme.bytes;
-    let waited = (this.ram.waited_ms + this.nvme.waited_ms) as f64 / 1000.0;
+    let Found { bytes, waited_ms, .. } = this.hits();
+    let waited = waited_ms as f64 / 1000.0;
     let fetch_rate = this.fetch_rate().or(ever.fetch_rate());
     let lock_rate = this.lock_rate().or(ever.lock_rate());
     Saved {

@@ -91,7 +91,7 @@ fn the_stored_form_is_byte_exact_so_bump_the_name_if_this_fails() {
     assert_eq!(
         json,
         format!(
-            "{{\"hour\":7,\"totals\":{{\"ram\":{none},\"nvme\":{none},\"origin\":{none},\"ready\":1,\"failed\":0,\
+            "{{\"hour\":7,\"totals\":{{\"vram\":{none},\"ram\":{none},\"nvme\":{none},\"origin\":{none},\"ready\":1,\"failed\":0,\
              \"locked\":{{\"models\":0,\"bytes\":0,\"ms\":0}},\"evicted\":{{\"room\":{{\"models\":1,\"bytes\":2,\"ms\":0}}}},\
              \"demoted\":{{}},\"damaged\":0,\"origins\":{{\"r2\":{{\"bytes\":3,\"busy_ms\":4,\"requests\":5,\"failed\":6}}}}}}}}"
         )

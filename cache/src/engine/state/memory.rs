@@ -219,17 +219,19 @@ impl State {
 
     /// Lets come back what went for want of memory, the last to go first, as far as there is room to spare.
     fn regrow(&mut self, now: Tick) {
-        while let Some(blob) = self.memory.regrow.back().copied() {
+        // What is whole in VRAM waits until it is unloaded: its worker does not read the pages.
+        while let Some(at) = self.memory.regrow.iter().rposition(|blob| !self.vram.ledger.is_copied(*blob)) {
+            let blob = self.memory.regrow[at];
             let Some(bytes) = self.blobs.get(&blob).filter(|blob| blob.fate == Fate::Kept).map(|blob| blob.bytes)
             else {
-                self.memory.regrow.pop_back();
+                self.memory.regrow.remove(at);
                 continue;
             };
             if bytes > self.memory.growth.min(self.memory.budget.free()) || self.memory.held.contains_key(&blob) {
                 return;
             }
             self.memory.growth -= bytes;
-            self.memory.regrow.pop_back();
+            self.memory.regrow.remove(at);
             self.lock(blob, false, now);
         }
     }

@@ -70,7 +70,10 @@ impl State {
 
     fn is_evictable(&self, id: BlobId, leased: &BTreeSet<&ModelKey>) -> bool {
         let Some(blob) = self.blobs.get(&id) else { return false };
-        blob.fate == Fate::Kept && blob.holds == 0 && !blob.models.iter().any(|model| leased.contains(model))
+        blob.fate == Fate::Kept
+            && blob.holds == 0
+            && !blob.models.iter().any(|model| leased.contains(model))
+            && !self.vram.ledger.holds(id)
     }
 
     /// Gives waiting flights their room, in order; evicts what that takes.
