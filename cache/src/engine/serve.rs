@@ -149,6 +149,7 @@ impl Engine {
             }
             Done::Held(blob, result) => self.held(blob, result),
             Done::Pressed(look) => self.pressed(&look),
+            Done::Noted(number) => self.noted(number),
             Done::UnreserveImport(bytes) => self.state.unreserve_import(bytes),
         }
     }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::budget::Budget;
 use crate::clock::Tick;
 use crate::engine::event::Effect;
-use crate::engine::state::ensure::Step;
+use crate::engine::state::ensure::{Step, Want};
 use crate::engine::state::{Fate, State};
 use crate::engine::view::{DemoteReason, LeaseView, MoveReport, RamHold, Tier, What};
 use crate::fault::Fault;
@@ -23,6 +23,10 @@ pub(crate) struct Memory {
     pub(crate) queue: VecDeque<BlobId>,
     /// Blobs that went because the node was short of memory: they come back when there is room, and push nobody out.
     regrow: VecDeque<BlobId>,
+    /// The set that a restart locks again, while it does, the most recently used first.
+    relocking: Vec<BlobId>,
+    /// The blob whose pages landed with the event of now: they are locked at once or let go.
+    pub(super) landed: Option<BlobId>,
     /// Bytes that may come back now.
     growth: u64,
     /// Nothing new is promoted while the node is short of memory.
@@ -57,6 +61,8 @@ impl Memory {
             held: BTreeMap::new(),
             queue: VecDeque::new(),
             regrow: VecDeque::new(),
+            relocking: Vec::new(),
+            landed: None,
             growth: 0,
             paused: false,
             policy,
@@ -153,10 +159,18 @@ impl State {
         }
     }
 
-    /// Takes up the set of before a restart, in order, as far as it is still stored.
+    /// Takes up the set of before a restart, in order, as far as it is still stored and there is room: the most recently used do
+    /// not go again for the sake of others.
     pub fn relock(&mut self, blobs: &[BlobId], now: Tick) -> Vec<Effect> {
-        let stored = blobs.iter().filter(|blob| self.blobs.contains_key(blob)).copied();
-        self.memory.queue = stored.collect();
+        let mut room = self.memory.budget.free();
+        for blob in blobs {
+            let Some(bytes) = self.blobs.get(blob).map(|stored| stored.bytes).filter(|bytes| *bytes <= room) else {
+                continue;
+            };
+            room -= bytes;
+            self.memory.relocking.push(*blob);
+        }
+        self.memory.queue = self.memory.relocking.iter().copied().collect();
         self.settle(now);
         std::mem::take(&mut self.out)
     }
@@ -182,17 +196,7 @@ impl State {
         if self.memory.paused {
             return;
         }
-        let mut wanted: Vec<BlobId> = Vec::new();
-        for ensure in self.ensures.values().filter(|ensure| ensure.admitted) {
-            let locking = ensure.wants.iter().filter_map(|want| match want.step {
-                Step::Locking(blob) => Some((order_of_use(want.model.folder()), blob)),
-                _ => None,
-            });
-            let mut locking: Vec<(u8, BlobId)> = locking.collect();
-            locking.sort_by_key(|(order, _)| *order);
-            wanted.extend(locking.into_iter().map(|(_, blob)| blob));
-        }
-        for blob in wanted {
+        for blob in self.wanted_now() {
             if !self.lock(blob, true, now) {
                 return;
             }
@@ -203,7 +207,33 @@ impl State {
             }
             self.memory.queue.pop_front();
         }
+        // They were taken up the last used first; the policy must remember the opposite.
+        for blob in std::mem::take(&mut self.memory.relocking).into_iter().rev() {
+            self.memory.policy.used(blob, now);
+        }
         self.regrow(now);
+    }
+
+    /// What callers wait for in RAM, in the order in which it is to be locked. Of a set that is on the disk, what is used later waits
+    /// for what is used first: the disk reads one after the other. What has just landed does not wait: its pages are there.
+    fn wanted_now(&self) -> Vec<BlobId> {
+        let mut all = Vec::new();
+        for ensure in self.ensures.values().filter(|ensure| ensure.admitted) {
+            let of = |want: &Want| match want.step {
+                Step::Inspecting(blob) | Step::Linking(blob) | Step::Scrubbing(blob) | Step::Locking(blob) => {
+                    Some((order_of_use(want.model.folder()), blob, matches!(want.step, Step::Locking(_))))
+                }
+                _ => None,
+            };
+            let mut wanted: Vec<(u8, BlobId, bool)> = ensure.wants.iter().filter_map(of).collect();
+            wanted.sort_by_key(|(order, ..)| *order);
+            let Some((first, ..)) = wanted.first().copied() else { continue };
+            let now = |(order, blob, locking): &(u8, BlobId, bool)| {
+                *locking && (*order == first || self.memory.landed == Some(*blob))
+            };
+            all.extend(wanted.into_iter().filter(now).map(|(_, blob, _)| blob));
+        }
+        all
     }
 
     /// Lets come back what went for want of memory, the last to go first, as far as there is room to spare.
@@ -337,6 +367,7 @@ impl State {
                 self.memory.budget.unreserve(bytes);
                 self.each_want(|want| want.step == Step::Locking(blob), &Step::Failed(fault));
                 self.drop_holds(blob);
+                self.note_resident();
             }
         }
     }
@@ -365,11 +396,8 @@ impl State {
     pub(super) fn pressure(&mut self, release: u64, source: &str, now: Tick) {
         self.memory.paused = true;
         self.memory.growth = 0;
-        let leaving = self.memory.leaving();
-        if release > leaving {
-            let reason = DemoteReason::Pressure { source: source.to_owned() };
-            self.demote_coldest(release - leaving, &reason, now);
-        }
+        let reason = DemoteReason::Pressure { source: source.to_owned() };
+        self.demote_coldest(release, &reason, now);
     }
 
     pub(super) fn pressure_over(&mut self, growth: u64) {
@@ -377,12 +405,15 @@ impl State {
         self.memory.growth = growth;
     }
 
-    /// The set that a restart locks again, the most recently used first.
+    /// The set that a restart locks again, the most recently used first. What is still on its way there is part of it: a kill while
+    /// a restart locks its set again must not lose the rest.
     fn note_resident(&mut self) {
-        let mut locked: Vec<BlobId> =
-            self.memory.held.iter().filter(|(_, held)| held.stage == Stage::Locked).map(|(blob, _)| *blob).collect();
-        locked.sort_by_key(|blob| std::cmp::Reverse(self.blobs.get(blob).map(|stored| stored.last_used)));
-        self.out.push(Effect::NoteResident(locked));
+        let staying = self.memory.held.iter().filter(|(_, held)| held.stage != Stage::Unlocking);
+        let mut set: Vec<BlobId> = staying.map(|(blob, _)| *blob).collect();
+        set.sort_by_key(|blob| std::cmp::Reverse(self.blobs.get(blob).map(|stored| stored.last_used)));
+        let queued = self.memory.queue.iter().filter(|blob| !self.memory.held.contains_key(blob));
+        set.extend(queued);
+        self.out.push(Effect::NoteResident(set));
     }
 
     /// A blob in RAM was used.

@@ -226,6 +226,7 @@ impl State {
     #[must_use = "an effect that is dropped is work that never happens"]
     pub fn apply(&mut self, event: Event, now: Tick, wall: Wall) -> Vec<Effect> {
         self.wall = wall;
+        self.memory.landed = None;
         match event {
             Event::Ensure { id, request } => self.ensure(id, request, now),
             Event::Leave(id) => self.leave(id, now),
