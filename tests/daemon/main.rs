@@ -9,6 +9,7 @@ mod callers;
 mod crash;
 mod docs;
 mod fetch;
+mod landing;
 mod pressure;
 mod ram;
 mod room;

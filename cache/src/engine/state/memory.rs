@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::budget::Budget;
 use crate::clock::Tick;
 use crate::engine::event::Effect;
-use crate::engine::state::ensure::{Step, Want};
+use crate::engine::state::ensure::Step;
 use crate::engine::state::{Fate, State};
 use crate::engine::view::{DemoteReason, LeaseView, MoveReport, RamHold, Tier, What};
 use crate::fault::Fault;
@@ -32,6 +32,9 @@ pub(crate) struct Memory {
     /// Nothing new is promoted while the node is short of memory.
     pub(crate) paused: bool,
     pub(super) policy: Box<dyn EvictionPolicy>,
+    /// Whether the set that a restart locks again is another one since it was last written down, and which that was.
+    changed: bool,
+    noted: Vec<BlobId>,
 }
 
 /// One blob in RAM, or on its way there or away.
@@ -66,6 +69,8 @@ impl Memory {
             growth: 0,
             paused: false,
             policy,
+            changed: false,
+            noted: Vec::new(),
         }
     }
 
@@ -192,6 +197,13 @@ impl State {
 
     /// Starts to lock what is wanted, in order, as far as there is room; demotes what that takes.
     pub(super) fn fill_memory(&mut self, now: Tick) {
+        self.take_up(now);
+        if std::mem::take(&mut self.memory.changed) {
+            self.note_resident();
+        }
+    }
+
+    fn take_up(&mut self, now: Tick) {
         self.shrink_memory(now);
         if self.memory.paused {
             return;
@@ -212,28 +224,6 @@ impl State {
             self.memory.policy.used(blob, now);
         }
         self.regrow(now);
-    }
-
-    /// What callers wait for in RAM, in the order in which it is to be locked. Of a set that is on the disk, what is used later waits
-    /// for what is used first: the disk reads one after the other. What has just landed does not wait: its pages are there.
-    fn wanted_now(&self) -> Vec<BlobId> {
-        let mut all = Vec::new();
-        for ensure in self.ensures.values().filter(|ensure| ensure.admitted) {
-            let of = |want: &Want| match want.step {
-                Step::Inspecting(blob) | Step::Linking(blob) | Step::Scrubbing(blob) | Step::Locking(blob) => {
-                    Some((order_of_use(want.model.folder()), blob, matches!(want.step, Step::Locking(_))))
-                }
-                _ => None,
-            };
-            let mut wanted: Vec<(u8, BlobId, bool)> = ensure.wants.iter().filter_map(of).collect();
-            wanted.sort_by_key(|(order, ..)| *order);
-            let Some((first, ..)) = wanted.first().copied() else { continue };
-            let now = |(order, blob, locking): &(u8, BlobId, bool)| {
-                *locking && (*order == first || self.memory.landed == Some(*blob))
-            };
-            all.extend(wanted.into_iter().filter(now).map(|(_, blob, _)| blob));
-        }
-        all
     }
 
     /// Lets come back what went for want of memory, the last to go first, as far as there is room to spare.
@@ -273,6 +263,7 @@ impl State {
             self.memory.held.insert(blob, Held { bytes, stage: Stage::Locking, since: now });
             self.memory.policy.inserted(blob, bytes, now);
             self.out.push(Effect::Lock { blob, bytes });
+            self.memory.changed = true;
             return true;
         }
         let short = (bytes + self.memory.budget.over()).saturating_sub(self.memory.budget.free());
@@ -343,7 +334,7 @@ impl State {
         self.out.push(Effect::Unlock(blob));
         let models = self.blobs.get(&blob).map(|stored| stored.models.iter().cloned().collect()).unwrap_or_default();
         self.out.push(Effect::Record(What::Demoted { models, blob, bytes, reason }));
-        self.note_resident();
+        self.memory.changed = true;
     }
 
     pub(super) fn locked(&mut self, blob: BlobId, result: Result<(), Fault>, now: Tick) {
@@ -358,7 +349,6 @@ impl State {
                     self.blobs.get(&blob).map(|stored| stored.models.iter().cloned().collect()).unwrap_or_default();
                 let elapsed_ms = elapsed.as_millis() as u64;
                 self.out.push(Effect::Record(What::Promoted { models, blob, bytes, elapsed_ms }));
-                self.note_resident();
             }
             Err(fault) => {
                 let bytes = held.bytes;
@@ -367,7 +357,7 @@ impl State {
                 self.memory.budget.unreserve(bytes);
                 self.each_want(|want| want.step == Step::Locking(blob), &Step::Failed(fault));
                 self.drop_holds(blob);
-                self.note_resident();
+                self.memory.changed = true;
             }
         }
     }
@@ -405,15 +395,19 @@ impl State {
         self.memory.growth = growth;
     }
 
-    /// The set that a restart locks again, the most recently used first. What is still on its way there is part of it: a kill while
-    /// a restart locks its set again must not lose the rest.
+    /// The set that a restart locks again, the most recently used first. Written down as soon as it begins to be locked, so that the
+    /// disk has it by the time the pages are there; and what is still on its way is part of it, because a kill while a restart
+    /// locks its set again must not lose the rest.
     fn note_resident(&mut self) {
         let staying = self.memory.held.iter().filter(|(_, held)| held.stage != Stage::Unlocking);
         let mut set: Vec<BlobId> = staying.map(|(blob, _)| *blob).collect();
         set.sort_by_key(|blob| std::cmp::Reverse(self.blobs.get(blob).map(|stored| stored.last_used)));
         let queued = self.memory.queue.iter().filter(|blob| !self.memory.held.contains_key(blob));
         set.extend(queued);
-        self.out.push(Effect::NoteResident(set));
+        if set != self.memory.noted {
+            self.memory.noted.clone_from(&set);
+            self.out.push(Effect::NoteResident(set));
+        }
     }
 
     /// A blob in RAM was used.
@@ -426,13 +420,4 @@ impl State {
 
 fn nothing_named() -> Fault {
     Fault::Invalid { field: "models", reason: "name at least one model".to_owned() }
-}
-
-/// The order in which ComfyUI uses the models of one prompt: text encoders, then what diffuses, then what decodes.
-fn order_of_use(folder: &str) -> u8 {
-    match folder {
-        "text_encoders" | "clip_vision" => 0,
-        "vae" | "vae_approx" | "upscale_models" => 2,
-        _ => 1,
-    }
 }
