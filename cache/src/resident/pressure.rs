@@ -282,6 +282,32 @@ mod tests {
     }
 
     #[test]
+    fn the_limit_of_a_v2_cgroup_is_part_of_each_look() {
+        let root = tempfile::tempdir().expect("a folder");
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().expect("below the root")).expect("makes folders");
+            std::fs::write(path, text).expect("writes");
+        };
+        write("proc/meminfo", "MemTotal: 2097152 kB\nMemAvailable: 1048576 kB\n");
+        write("proc/self/cgroup", "0::/kubepods/pod1\n");
+        write("sys/fs/cgroup/cgroup.controllers", "cpu memory\n");
+        write("sys/fs/cgroup/kubepods/pod1/memory.max", "1073741824\n");
+        write("sys/fs/cgroup/kubepods/pod1/memory.high", "max\n");
+        write("sys/fs/cgroup/kubepods/pod1/memory.stat", "inactive_file 1048576\nactive_file 0\nunevictable 4096\n");
+        write("sys/fs/cgroup/kubepods/pod1/memory.current", "2097152\n");
+        let (tell, told) = mpsc::channel();
+        let watch = Watch::below(root.path().to_owned(), || 0, report(tell)).expect("starts");
+        let cgroup = |used| Some(Cgroup { limit: GIB, used, reclaimable: 1 << 20 });
+        assert_eq!(told.recv_timeout(LONG).expect("a look").cgroup, cgroup(2 << 20));
+        // Somebody takes memory: a look soon tells. One may meet the file between two writes.
+        write("sys/fs/cgroup/kubepods/pod1/memory.current", "1072693248\n");
+        let seen = std::iter::from_fn(|| told.recv_timeout(LONG).ok()).any(|look| look.cgroup == cgroup(1023 << 20));
+        assert!(seen, "no look tells");
+        drop(watch);
+    }
+
+    #[test]
     fn where_the_kernel_does_not_tell_the_watch_polls_and_says_why() {
         let root = tempfile::tempdir().expect("a folder");
         std::fs::create_dir_all(root.path().join("proc")).expect("makes folders");
