@@ -111,6 +111,8 @@ metrics! {
         "Bytes that were locked.";
     RAM_LOCK_SECONDS = "tierd_ram_lock_seconds", Seconds, Kind::Histogram(REQUEST_BUCKETS), &[],
         "Time to lock a model, its reading from the disk included.";
+    RAM_LANDED = "tierd_ram_landed_bytes_total", Bytes, Kind::Counter, &[("way", "`through`, `behind`")],
+        "Bytes that arrived for RAM: written through the page cache and kept, or past it and read back, where memory is dearer than the disk.";
     RAM_DEMOTIONS = "tierd_ram_demotions_total", Count, Kind::Counter, &[DEMOTE_REASON],
         "Models that left RAM. Many for `pressure` mean that the budget is too large for this node.";
     RAM_DEMOTED_BYTES = "tierd_ram_demoted_bytes_total", Bytes, Kind::Counter, &[DEMOTE_REASON],
@@ -415,6 +417,11 @@ pub fn ram_locked(bytes: u64, elapsed: Duration) {
     histogram!(RAM_LOCK_SECONDS.name).record(elapsed);
 }
 
+/// Bytes arrived for RAM and were kept as they passed, or not.
+pub fn ram_landed(kept: bool, bytes: u64) {
+    counter!(RAM_LANDED.name, "way" => if kept { "through" } else { "behind" }).increment(bytes);
+}
+
 /// A gRPC request ended. `method` is the rpc's name, `code` the status's; both from the program, never from the caller.
 pub fn rpc_ended(method: &'static str, code: &'static str) {
     counter!(RPC_REQUESTS.name, "method" => method, "code" => code).increment(1);
@@ -452,8 +459,7 @@ pub fn process(sample: ProcessSample) {
 mod tests {
     use super::*;
 
-    const ROOMS: [&str; 10] =
-        ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "fleet", "rpc", "process"];
+    const ROOMS: [&str; 10] = ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "fleet", "rpc", "process"];
 
     #[test]
     fn every_name_follows_the_rule_and_is_there_once() {
