@@ -24,6 +24,9 @@ use crate::telemetry::vram::VramMeter;
 /// Longest wait for answers of the HTTP listener that are under way at the very end.
 const HTTP_END_WAIT: Duration = Duration::from_secs(1);
 
+/// Longest wait for the goodbye to the fleet: without it, the node is forgotten by its age.
+const FLEET_END_WAIT: Duration = Duration::from_secs(2);
+
 /// Why the daemon could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -109,6 +112,10 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     if config.comfy.free {
         tokio::spawn(comfy::free::carry_out(handle.clone(), stop.clone()));
     }
+    let fleet = config
+        .fleet
+        .clone()
+        .map(|fleet| tokio::spawn(crate::fleet::run(fleet, Arc::new(handle.clone()), stop.child_token())));
     health.listening();
     let watchdog = tokio::spawn(feed_watchdog(health.clone(), http_stop.clone()));
     let status = format!("serving on {}", config.listen.unix.display());
@@ -133,6 +140,11 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     http_stop.cancel();
     // What is still unanswered after this wait is a scraper that will ask the next daemon.
     let _ = tokio::time::timeout(HTTP_END_WAIT, end_of(&mut http)).await;
+    if let Some(mut fleet) = fleet
+        && tokio::time::timeout(FLEET_END_WAIT, &mut fleet).await.is_err()
+    {
+        fleet.abort();
+    }
     rpc.abort();
     watchdog.abort();
     ended

@@ -4,6 +4,7 @@ pub mod app;
 pub mod cli;
 pub mod comfy;
 pub mod config;
+pub mod fleet;
 pub mod gpu;
 pub mod host;
 pub mod rpc;

@@ -21,11 +21,13 @@ use crate::comfy::pack_api;
 use crate::rpc::fault;
 
 /// The methods that metrics name; all others are `other`.
-pub(crate) const METHODS: [&str; 20] = [
+pub(crate) const METHODS: &[&str] = &[
     "Advise",
     "CancelFlight",
     "DemoteModels",
     "Ensure",
+    "EnsureWorkflow",
+    "EstimateReadiness",
     "Evict",
     "GetFlight",
     "GetModel",
@@ -37,8 +39,10 @@ pub(crate) const METHODS: [&str; 20] = [
     "Pin",
     "Prefetch",
     "PromoteModels",
+    "RankWorkflows",
     "Refresh",
     "Report",
+    "ResolveWorkflow",
     "Unpin",
     "Verify",
     "Watch",
@@ -116,7 +120,7 @@ fn http_status(code: Code) -> http::StatusCode {
 
 fn label(path: &str) -> &'static str {
     let method = path.strip_prefix("/tierd.v1.").and_then(|rest| rest.split_once('/')).map(|(_, method)| method);
-    METHODS.into_iter().find(|known| Some(*known) == method).unwrap_or("other")
+    METHODS.iter().copied().find(|known| Some(*known) == method).unwrap_or("other")
 }
 
 impl<S> Layer<S> for Gate {

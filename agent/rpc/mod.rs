@@ -13,8 +13,10 @@ pub(crate) mod json;
 mod listen;
 mod node;
 mod occurrence;
+mod placement;
 mod server;
 pub mod time;
+pub(crate) mod workflow;
 
 pub use listen::RpcError;
 pub(crate) use server::chain;

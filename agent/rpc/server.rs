@@ -25,6 +25,10 @@ use crate::rpc::node::Node;
 use crate::rpc::pb::cache_service_server::CacheServiceServer;
 use crate::rpc::pb::hint_service_server::HintServiceServer;
 use crate::rpc::pb::node_service_server::NodeServiceServer;
+use crate::rpc::pb::placement_service_server::PlacementServiceServer;
+use crate::rpc::pb::workflow_service_server::WorkflowServiceServer;
+use crate::rpc::placement::Placement;
+use crate::rpc::workflow::{READERS_MAX, Workflow};
 
 /// How often a silent connection is asked whether it lives: dead launchers must not hold streams for long.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -32,6 +36,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_WAIT: Duration = Duration::from_secs(20);
 /// Most calls of one connection at once; all connections together are bound by `requests_max`.
 const STREAMS_MAX: u32 = 256;
+/// Room for the other fields beside a call's workflows; also lets one that is a little too large be refused with the numbers.
+const ENVELOPE_BYTES_MAX: usize = 4 << 20;
 /// Most bytes of one call's headers.
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 
@@ -96,7 +102,7 @@ impl Server {
         let gate = Gate { slots, slots_max: self.config.requests_max, token: None, remote: false };
         // A listener that fails stops the other one, and nothing else.
         let stop = stop.child_token();
-        let (health, routes) = services(&served, &stop, self.config.message_bytes_max).await?;
+        let (health, routes) = services(&served, &stop, &self.config).await?;
 
         let UnixSocket { listener, file } = self.unix;
         let unix = limited().serve_with_incoming_shutdown(
@@ -117,6 +123,8 @@ impl Server {
             health.set_not_serving::<CacheServiceServer<Cache>>().await;
             health.set_not_serving::<NodeServiceServer<Node>>().await;
             health.set_not_serving::<HintServiceServer<HintRpc>>().await;
+            health.set_not_serving::<PlacementServiceServer<Placement>>().await;
+            health.set_not_serving::<WorkflowServiceServer<Workflow>>().await;
         };
         let (unix, tcp, ()) = tokio::join!(ends(unix, &stop), ends(tcp, &stop), draining);
         drop(file);
@@ -150,19 +158,26 @@ fn limited() -> transport::Server {
 async fn services(
     served: &Served,
     stop: &CancellationToken,
-    message_bytes_max: usize,
+    config: &ListenConfig,
 ) -> Result<(HealthReporter, Routes), RpcError> {
     let handle = &served.engine;
     let cache = CacheServiceServer::new(Cache { engine: handle.clone(), stop: stop.clone() })
-        .max_decoding_message_size(message_bytes_max);
+        .max_decoding_message_size(config.message_bytes_max);
     let gpus = served.gpus.clone();
     let node = NodeServiceServer::new(Node { engine: handle.clone(), gpus, stop: stop.clone() })
-        .max_decoding_message_size(message_bytes_max);
+        .max_decoding_message_size(config.message_bytes_max);
     let hint = HintServiceServer::new(HintRpc { engine: handle.clone(), stop: stop.clone() })
-        .max_decoding_message_size(message_bytes_max);
+        .max_decoding_message_size(config.message_bytes_max);
+    let placement = PlacementServiceServer::new(Placement { engine: handle.clone() })
+        .max_decoding_message_size(config.message_bytes_max);
+    let (bytes_max, readers) = (config.workflow_bytes_max, Arc::new(Semaphore::new(READERS_MAX)));
+    let workflow = Workflow { engine: handle.clone(), stop: stop.clone(), bytes_max, readers };
+    let workflow = WorkflowServiceServer::new(workflow).max_decoding_message_size(bytes_max + ENVELOPE_BYTES_MAX);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<CacheServiceServer<Cache>>().await;
     health.set_serving::<NodeServiceServer<Node>>().await;
+    health.set_serving::<PlacementServiceServer<Placement>>().await;
+    health.set_serving::<WorkflowServiceServer<Workflow>>().await;
     health.set_serving::<HintServiceServer<HintRpc>>().await;
 
     let describe = || {
@@ -174,7 +189,8 @@ async fn services(
     // Both versions: older tools know only v1alpha.
     let v1 = describe().build_v1().map_err(failed)?;
     let v1alpha = describe().build_v1alpha().map_err(failed)?;
-    let mut routes = Routes::new(cache).add_service(node).add_service(hint);
+    let mut routes =
+        Routes::new(cache).add_service(node).add_service(hint).add_service(placement).add_service(workflow);
     routes = routes.add_service(health_service).add_service(v1).add_service(v1alpha);
     let pack = pack_api::router(PackApi {
         engine: handle.clone(),

@@ -112,6 +112,9 @@ mod tests {
             measured::ram_locked(7, Duration::from_millis(1));
             measured::ram_demoted(&DemoteReason::Removed, 7);
             measured::ram_pressure("psi");
+            measured::estimate_error(0.1);
+            measured::fleet_connected(true);
+            measured::fleet_message();
             measured::ensure_ended(measured::EnsureOutcome::Hit, Tier::Nvme, Duration::from_millis(1));
             measured::flights(Phase::Fetching, 2);
             measured::flights(Phase::Failed, 99);

@@ -43,6 +43,9 @@ const RPC_BUCKETS: &[f64] = &[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5
 /// Making models ready: a hit in milliseconds, a large checkpoint over a slow link in half an hour.
 const ENSURE_BUCKETS: &[f64] = &[0.005, 0.05, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0];
 
+/// Errors of estimates, as a share of the time that it took.
+const ERROR_BUCKETS: &[f64] = &[0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 5.0];
+
 const ORIGIN: (&str, &str) = ("origin", "the configured name");
 const REASON: (&str, &str) = ("reason", "`room`, `asked`, `shrunk`, `replaced`");
 
@@ -141,6 +144,12 @@ metrics! {
     ENGINE_ENSURE_SECONDS = "tierd_engine_ensure_seconds", Seconds, Kind::Histogram(ENSURE_BUCKETS),
         &[("from", "`vram`, `ram`, `nvme`, `origin`: the slowest tier that a model of the set was in")],
         "Time from an ensure to its end.";
+    ENGINE_ESTIMATE_ERROR = "tierd_engine_estimate_error_ratio", Count, Kind::Histogram(ERROR_BUCKETS), &[],
+        "How far the estimate of a set's time was off, as a share of the time that it took: 0.1 is a tenth. A median above 0.5 means that the node surprises itself.";
+    FLEET_CONNECTED = "tierd_fleet_connected", Count, Kind::Gauge, &[],
+        "1 while NATS is reached, else 0. Absent where no fleet is configured.";
+    FLEET_MESSAGES = "tierd_fleet_messages_total", Count, Kind::Counter, &[],
+        "Answers and events that NATS took.";
     ENGINE_FLIGHTS = "tierd_engine_flights", Count, Kind::Gauge,
         &[("phase", "`waiting`, `checking`, `fetching`, `finishing`")],
         "Flights under way.";
@@ -385,6 +394,21 @@ pub fn ram_pressure(source: &'static str) {
     counter!(RAM_PRESSURE.name, "source" => source).increment(1);
 }
 
+/// A set is ready: its estimate was off by this share of the time that it took.
+pub fn estimate_error(share: f64) {
+    histogram!(ENGINE_ESTIMATE_ERROR.name).record(share);
+}
+
+/// Whether NATS is reached.
+pub fn fleet_connected(connected: bool) {
+    gauge!(FLEET_CONNECTED.name).set(f64::from(u8::from(connected)));
+}
+
+/// NATS took an answer or an event.
+pub fn fleet_message() {
+    counter!(FLEET_MESSAGES.name).increment(1);
+}
+
 /// A model's pages were locked.
 pub fn ram_locked(bytes: u64, elapsed: Duration) {
     counter!(RAM_LOCKED.name).increment(bytes);
@@ -428,7 +452,7 @@ pub fn process(sample: ProcessSample) {
 mod tests {
     use super::*;
 
-    const ROOMS: [&str; 9] = ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "rpc", "process"];
+    const ROOMS: [&str; 10] = ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "fleet", "rpc", "process"];
 
     #[test]
     fn every_name_follows_the_rule_and_is_there_once() {

@@ -18,10 +18,12 @@ use crate::engine::callers::Callers;
 use crate::engine::chronicle::Chronicle;
 use crate::engine::event::{Effect, Event, RequestId};
 use crate::engine::fetch::Lines;
+use crate::engine::forecast::Forecast;
 use crate::engine::gauges::GAUGES_INTERVAL;
 use crate::engine::handle::{COMMANDS_MAX, Command, EngineHandle, Verified};
 use crate::engine::hints::Hints;
 use crate::engine::memory::Ram;
+use crate::engine::movers::Movers;
 use crate::engine::pace::Pace;
 use crate::engine::scribe::{NOTES_MAX, Scribe};
 use crate::engine::sources::{Located, Sources};
@@ -106,6 +108,8 @@ pub(crate) struct Engine {
     pub(crate) chronicle: Chronicle,
     pub(crate) ram: Ram,
     pub(crate) hints: Hints,
+    pub(crate) forecast: Forecast,
+    pub(crate) movers: Movers,
     pub(crate) open: HashMap<FlightId, Arc<Partial>>,
     pub(crate) running: HashMap<RequestId, Running>,
     pub(crate) evicting: Vec<Evicting>,
@@ -165,6 +169,8 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         seed: clock.wall().0,
     };
     let state = State::new(state_config, &inventory, Box::new(Lru::default()), clock.now(), clock.wall());
+    let movers =
+        Movers::start().map_err(|error| Fault::Store { detail: format!("no threads for moving bytes: {error}") })?;
     let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
     let (done, reports) = mpsc::channel(DONE_MAX);
     let pool = Arc::new(BlockPool::new(config.fetch.bytes_in_flight_max));
@@ -181,6 +187,8 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         callers: Callers::default(),
         ram: Ram::new(config.ram.clone()),
         hints: Hints::default(),
+        forecast: Forecast::new(),
+        movers,
         chronicle: Chronicle::new(inventory.events, inventory.next_seq, NOTES_MAX as u64, events_max),
         open: HashMap::new(),
         running: HashMap::new(),
@@ -214,8 +222,9 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
     let bytes = inventory.blobs.iter().map(|blob| blob.bytes).sum();
     engine.record(What::Started { blobs: inventory.blobs.len() as u64, bytes });
     engine.refresh(None, None);
+    let outlook = engine.forecast.subscribe();
     tokio::spawn(engine.run(inbox, reports));
-    Ok(EngineHandle::new(commands))
+    Ok(EngineHandle::new(commands, outlook))
 }
 
 fn lines(
@@ -270,9 +279,10 @@ impl Engine {
         let beat = self.is_busy().then(|| now.after(BEAT));
         let trim = (!self.trimmed).then(|| self.idle_since.after(TRIM_AFTER));
         let gauges = self.stale.then(|| self.gauged.after(GAUGES_INTERVAL));
+        let outlook = self.publish_outlook();
         self.wake = self.state.next_wake().unwrap_or(Tick(u64::MAX));
         let state = Some(self.wake.max(now.after(Duration::from_millis(1))));
-        [Some(refresh), Some(space), beat, gauges, trim, state].into_iter().flatten().min().unwrap_or(refresh)
+        [Some(refresh), Some(space), beat, gauges, trim, outlook, state].into_iter().flatten().min().unwrap_or(refresh)
     }
 
     /// Whether something happens that is measured or told as it goes.
@@ -283,12 +293,23 @@ impl Engine {
     /// Applies an event and starts the work that it calls for.
     pub(crate) fn apply(&mut self, event: Event) {
         self.stale = true;
+        self.forecast.moved = true;
+        self.forecast.reshaped |= event.reshapes();
         self.count_event(&event);
         let effects = self.state.apply(event, self.clock.now(), self.clock.wall());
-        self.act(effects);
+        // Before anybody is told: who then asks how soon something could be ready must be answered by what is.
+        if self.forecast.reshaped {
+            self.publish_outlook();
+        }
+        for effect in effects {
+            self.start(effect);
+        }
     }
 
+    /// Starts the work that an order called for.
     pub(crate) fn act(&mut self, effects: Vec<Effect>) {
+        self.forecast.reshaped = true;
+        self.publish_outlook();
         for effect in effects {
             self.start(effect);
         }
@@ -298,6 +319,7 @@ impl Engine {
     fn beat(&mut self) {
         let now = self.clock.now();
         for id in self.callers.left() {
+            self.came_to_nothing(id);
             self.apply(Event::Leave(id));
         }
         if self.wake <= now {

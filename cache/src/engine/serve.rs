@@ -79,6 +79,9 @@ impl Engine {
             Command::Models { filter, after, max, reply } => {
                 let _ = reply.send(self.state.models(&filter, after.as_ref(), max));
             }
+            Command::Known(reply) => {
+                let _ = reply.send(self.state.known());
+            }
             Command::Model(model, reply) => {
                 let _ = reply.send(self.state.model(&model));
             }
@@ -193,6 +196,7 @@ impl Engine {
             self.measure_ram();
         }
         let stream = self.callers.add(id, request.progress_interval, self.clock.now());
+        self.foretell(id, &request);
         self.apply(Event::Ensure { id, request });
         stream
     }

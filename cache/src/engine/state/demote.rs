@@ -81,8 +81,8 @@ impl State {
         held.filter(|(blob, held)| held.stage == Stage::Unlocking || may_go(blob)).map(|(_, held)| held.bytes).sum()
     }
 
-    /// Starts to give back at least `bytes`, the coldest first. Returns what will come back.
-    pub(super) fn demote_coldest(&mut self, bytes: u64, reason: &DemoteReason, now: Tick) -> u64 {
+    /// What would go so that at least `bytes` come back, the coldest first.
+    pub(super) fn ram_victims(&self, bytes: u64, now: Tick) -> Vec<BlobId> {
         let wanted: BTreeSet<BlobId> = self
             .ensures
             .values()
@@ -106,15 +106,21 @@ impl State {
             if short == 0 {
                 break;
             }
+            let chosen: BTreeSet<BlobId> = victims.iter().copied().collect();
             let is_next = |blob: BlobId| {
-                let fits = !victims.contains(&blob) && (!copied || self.vram.ledger.is_copied(blob));
+                let fits = !chosen.contains(&blob) && (!copied || self.vram.ledger.is_copied(blob));
                 evictable(blob, hold).filter(|_| fits)
             };
             let more = self.memory.policy.victims(short, &is_next, now);
             victims.extend(more);
         }
+        victims
+    }
+
+    /// Starts to give back at least `bytes`, the coldest first. Returns what will come back.
+    pub(super) fn demote_coldest(&mut self, bytes: u64, reason: &DemoteReason, now: Tick) -> u64 {
         let mut found = 0;
-        for blob in victims {
+        for blob in self.ram_victims(bytes, now) {
             found += self.memory.held.get(&blob).map_or(0, |held| held.bytes);
             self.start_unlock(blob, reason.clone());
         }

@@ -14,6 +14,7 @@
 //! | `restart` | flights whose source changed or failed; files that are let go |
 //! | `look` | read-only views for the outside |
 //! | `workers` | L1: what workers have in VRAM, and what follows from it |
+//! | `outlook` | what an estimate needs to know, as a snapshot |
 //! | `check` | the invariants, for tests and debug builds |
 
 mod check;
@@ -23,6 +24,7 @@ mod ensure;
 mod flight;
 mod look;
 mod memory;
+mod outlook;
 mod patrol;
 mod restart;
 mod room;
@@ -46,6 +48,7 @@ use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Sha2
 use crate::plan::EvictionPolicy;
 use crate::plan::connections::Connections;
 use crate::plan::lru::Lru;
+use crate::plan::rates::Rates;
 use crate::store::{Inventory, PartialName, StoredLink};
 use crate::units::Share;
 
@@ -147,6 +150,8 @@ pub struct State {
     policy: Box<dyn EvictionPolicy>,
     memory: Memory,
     vram: Vram,
+    /// How long things take on this node. Shared with snapshots, copied when it changes under one.
+    rates: Arc<Rates>,
     disk_jobs: usize,
     /// The blob that is being read because it was its turn.
     patrolled: Option<BlobId>,
@@ -213,6 +218,7 @@ impl State {
             policy,
             memory: Memory::new(Box::new(Lru::default())),
             vram: Vram::new(vram),
+            rates: Arc::default(),
             disk_jobs: 0,
             patrolled: None,
             idle_since: now,
