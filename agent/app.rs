@@ -101,6 +101,10 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     // Spawn.
     let stop = CancellationToken::new();
     health.opened(Box::new(handle.clone()));
+    let fleet = config
+        .fleet
+        .clone()
+        .map(|fleet| tokio::spawn(crate::fleet::run(fleet, Arc::new(handle.clone()), stop.child_token())));
     vram.opened(handle.clone());
     let served = Served {
         engine: handle.clone(),
@@ -112,10 +116,6 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     if config.comfy.free {
         tokio::spawn(comfy::free::carry_out(handle.clone(), stop.clone()));
     }
-    let fleet = config
-        .fleet
-        .clone()
-        .map(|fleet| tokio::spawn(crate::fleet::run(fleet, Arc::new(handle.clone()), stop.child_token())));
     health.listening();
     let watchdog = tokio::spawn(feed_watchdog(health.clone(), http_stop.clone()));
     let status = format!("serving on {}", config.listen.unix.display());

@@ -99,12 +99,12 @@ enum Command {
     Verify(disk::VerifyArgs),
     /// List origins again now
     Refresh(disk::RefreshArgs),
-    /// List the processes that load models onto GPUs, and what they hold there
-    Workers,
     /// Say how soon models could be ready here, and what would have to go
     Readiness(readiness::ReadinessArgs),
     /// Ask every node of a fleet how soon models could be ready there
     Fleet(fleet::FleetArgs),
+    /// List the processes that load models onto GPUs, and what they hold there
+    Workers,
     /// Show what happened, and why
     Events(events::EventsArgs),
     /// Ask the daemon whether it serves: for container health checks
@@ -308,9 +308,9 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Import(args) => disk::import(context, args).await,
         Command::Verify(args) => disk::verify(context, args).await,
         Command::Refresh(args) => disk::refresh(context, args).await,
-        Command::Workers => workers::workers(context).await,
         Command::Readiness(args) => readiness::readiness(context, args).await,
         Command::Fleet(args) => fleet::fleet(context, args).await,
+        Command::Workers => workers::workers(context).await,
         Command::Events(args) => events::events(context, args).await,
         Command::Health => status::health(context).await,
         Command::CheckConfig(args) => check_config::check_config(context, args),
@@ -375,10 +375,10 @@ mod tests {
             "tierd import dir --dry-run",
             "tierd verify",
             "tierd refresh r2",
-            "tierd workers --json",
-            "tierd models --tier vram",
             "tierd fleet vae/a --label gpu=h100 --within 2s --json",
             "tierd readiness vae/a vae/b --target ram --json",
+            "tierd workers --json",
+            "tierd models --tier vram",
             "tierd events --follow --since 7",
             "tierd health --socket https://node:7443 --ca ca.pem",
             "tierd check-config --example",

@@ -44,8 +44,8 @@ pub(super) fn build(raw: &Raw, reader: &mut Reader<'_>) -> Config {
         listen: listen(raw, reader),
         log: log(raw),
         drain_deadline: time(daemon, "drain_deadline").unwrap_or(Duration::from_secs(20)),
-        comfy: comfy(raw),
         fleet: super::fleet::fleet(raw, reader),
+        comfy: comfy(raw),
     }
 }
 

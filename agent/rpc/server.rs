@@ -122,9 +122,9 @@ impl Server {
             health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
             health.set_not_serving::<CacheServiceServer<Cache>>().await;
             health.set_not_serving::<NodeServiceServer<Node>>().await;
-            health.set_not_serving::<HintServiceServer<HintRpc>>().await;
             health.set_not_serving::<PlacementServiceServer<Placement>>().await;
             health.set_not_serving::<WorkflowServiceServer<Workflow>>().await;
+            health.set_not_serving::<HintServiceServer<HintRpc>>().await;
         };
         let (unix, tcp, ()) = tokio::join!(ends(unix, &stop), ends(tcp, &stop), draining);
         drop(file);
@@ -163,9 +163,8 @@ async fn services(
     let handle = &served.engine;
     let cache = CacheServiceServer::new(Cache { engine: handle.clone(), stop: stop.clone() })
         .max_decoding_message_size(config.message_bytes_max);
-    let gpus = served.gpus.clone();
-    let node = NodeServiceServer::new(Node { engine: handle.clone(), gpus, stop: stop.clone() })
-        .max_decoding_message_size(config.message_bytes_max);
+    let node = Node { engine: handle.clone(), gpus: served.gpus.clone(), stop: stop.clone() };
+    let node = NodeServiceServer::new(node).max_decoding_message_size(config.message_bytes_max);
     let hint = HintServiceServer::new(HintRpc { engine: handle.clone(), stop: stop.clone() })
         .max_decoding_message_size(config.message_bytes_max);
     let placement = PlacementServiceServer::new(Placement { engine: handle.clone() })

@@ -24,8 +24,8 @@ pub(in crate::config) enum Section {
     Log,
     Limits,
     Daemon,
-    Comfy,
     Fleet,
+    Comfy,
 }
 
 impl Section {
@@ -42,8 +42,8 @@ impl Section {
         Self::Log,
         Self::Limits,
         Self::Daemon,
-        Self::Comfy,
         Self::Fleet,
+        Self::Comfy,
     ];
 
     /// Its name in the file.
@@ -60,8 +60,8 @@ impl Section {
             Self::Log => "log",
             Self::Limits => "limits",
             Self::Daemon => "daemon",
-            Self::Comfy => "comfy",
             Self::Fleet => "fleet",
+            Self::Comfy => "comfy",
         }
     }
 
@@ -103,11 +103,11 @@ impl Section {
             Self::Log => "The log, on standard error.",
             Self::Limits => "Limits of queues and lists: none of them may grow without bound.",
             Self::Daemon => "The process.",
-            Self::Comfy => "ComfyUI on this node: what its node pack may ask for, and what its reports are used for.",
             Self::Fleet => {
                 "Many nodes over NATS: this one answers how soon a set could be ready, and tells what it holds and what happens. \
                  Off unless this section is there. docs/fleet.md has the messages."
             }
+            Self::Comfy => "ComfyUI on this node: what its node pack may ask for, and what its reports are used for.",
         }
     }
 }
@@ -159,7 +159,8 @@ impl Spec {
 
 /// Every option.
 pub(in crate::config) fn all() -> impl Iterator<Item = &'static Spec> {
-    engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(&daemon::OPTIONS).chain(&comfy::OPTIONS).chain(&fleet::OPTIONS)
+    let rest = daemon::OPTIONS.iter().chain(&fleet::OPTIONS).chain(&comfy::OPTIONS);
+    engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(rest)
 }
 
 /// The option `key` of `section`.

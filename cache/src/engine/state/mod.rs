@@ -13,8 +13,8 @@
 //! | `stored` | what is on the disk: names, leases, damage |
 //! | `restart` | flights whose source changed or failed; files that are let go |
 //! | `look` | read-only views for the outside |
-//! | `workers` | L1: what workers have in VRAM, and what follows from it |
 //! | `outlook` | what an estimate needs to know, as a snapshot |
+//! | `workers` | L1: what workers have in VRAM, and what follows from it |
 //! | `check` | the invariants, for tests and debug builds |
 
 mod check;
@@ -149,9 +149,9 @@ pub struct State {
     requests: BTreeMap<RequestId, dispatch::Request>,
     policy: Box<dyn EvictionPolicy>,
     memory: Memory,
-    vram: Vram,
     /// How long things take on this node. Shared with snapshots, copied when it changes under one.
     rates: Arc<Rates>,
+    vram: Vram,
     disk_jobs: usize,
     /// The blob that is being read because it was its turn.
     patrolled: Option<BlobId>,
@@ -217,8 +217,8 @@ impl State {
             requests: BTreeMap::new(),
             policy,
             memory: Memory::new(Box::new(Lru::default())),
-            vram: Vram::new(vram),
             rates: Arc::default(),
+            vram: Vram::new(vram),
             disk_jobs: 0,
             patrolled: None,
             idle_since: now,
