@@ -13,7 +13,9 @@ fn depth_size_and_number_are_bounded_with_errors_of_their_own() {
     assert_eq!(error(&"[".repeat(1 << 20)), WorkflowError::TooDeep { max: DEPTH_MAX });
     let deep = format!("{}1{}", r#"{"a":"#.repeat(200), "}".repeat(200));
     assert_eq!(error(&deep), WorkflowError::TooDeep { max: DEPTH_MAX });
-    assert!(parse(format!("{}1{}", "[".repeat(DEPTH_MAX), "]".repeat(DEPTH_MAX)).as_bytes()).is_ok());
+    let nested = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
+    assert!(parse(nested(DEPTH_MAX).as_bytes()).is_ok());
+    assert_eq!(error(&nested(DEPTH_MAX + 1)), WorkflowError::TooDeep { max: DEPTH_MAX });
     assert_eq!(error(&format!("[{}0]", "0,".repeat(VALUES_MAX))), WorkflowError::TooManyValues { max: VALUES_MAX });
     assert_eq!(
         error(&format!("[{}0]", "{},".repeat(VALUES_MAX / 5))),
