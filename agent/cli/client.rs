@@ -18,6 +18,7 @@ use crate::config;
 use crate::rpc::ANSWER_BYTES_MAX;
 use crate::rpc::pb::cache_service_client::CacheServiceClient;
 use crate::rpc::pb::node_service_client::NodeServiceClient;
+use crate::rpc::pb::placement_service_client::PlacementServiceClient;
 use crate::rpc::pb::workflow_service_client::WorkflowServiceClient;
 use tonic_health::pb::health_client::HealthClient;
 
@@ -80,6 +81,8 @@ pub(crate) struct Daemon {
     pub cache: CacheServiceClient<Wire>,
     /// `NodeService`.
     pub node: NodeServiceClient<Wire>,
+    /// `PlacementService`.
+    pub placement: PlacementServiceClient<Wire>,
     /// `WorkflowService`.
     pub workflow: WorkflowServiceClient<Wire>,
     /// `grpc.health.v1`.
@@ -98,6 +101,7 @@ pub(crate) async fn connect(reach: &Reach, env: &BTreeMap<String, String>) -> Re
     Ok(Daemon {
         cache: CacheServiceClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
         node: NodeServiceClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
+        placement: PlacementServiceClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
         workflow: WorkflowServiceClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
         health: HealthClient::new(wire),
     })

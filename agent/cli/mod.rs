@@ -19,14 +19,17 @@ mod ensure;
 mod events;
 mod exec;
 pub mod exit;
+mod fleet;
 mod models;
 mod out;
 mod progress;
 mod push;
 mod ram;
+mod readiness;
 mod scan;
 mod status;
 mod top;
+mod workers;
 mod workflow;
 
 use client::Reach;
@@ -96,6 +99,12 @@ enum Command {
     Verify(disk::VerifyArgs),
     /// List origins again now
     Refresh(disk::RefreshArgs),
+    /// Say how soon models could be ready here, and what would have to go
+    Readiness(readiness::ReadinessArgs),
+    /// Ask every node of a fleet how soon models could be ready there
+    Fleet(fleet::FleetArgs),
+    /// List the processes that load models onto GPUs, and what they hold there
+    Workers,
     /// Show what happened, and why
     Events(events::EventsArgs),
     /// Ask the daemon whether it serves: for container health checks
@@ -119,7 +128,7 @@ impl Command {
     fn idle_options(&self) -> Vec<&'static str> {
         match self {
             Self::Serve | Self::Completions { .. } => [&REACH[..], &["json", "quiet"]].concat(),
-            Self::Push(_) | Self::CheckConfig(_) | Self::Demo(_) => REACH.to_vec(),
+            Self::Push(_) | Self::CheckConfig(_) | Self::Demo(_) | Self::Fleet(_) => REACH.to_vec(),
             Self::Ensure(args) if args.standalone => REACH.into_iter().filter(|name| *name != "timeout").collect(),
             Self::Resolve(workflow::ResolveArgs { offline: true, .. })
             | Self::Scan(scan::ScanArgs { offline: true, .. }) => REACH.to_vec(),
@@ -129,6 +138,7 @@ impl Command {
             | Self::Scan(_)
             | Self::Prefetch(_)
             | Self::Status
+            | Self::Workers
             | Self::Top(_)
             | Self::Doctor
             | Self::Promote(_)
@@ -142,6 +152,7 @@ impl Command {
             | Self::Import(_)
             | Self::Verify(_)
             | Self::Refresh(_)
+            | Self::Readiness(_)
             | Self::Events(_)
             | Self::Health => Vec::new(),
         }
@@ -297,6 +308,9 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Import(args) => disk::import(context, args).await,
         Command::Verify(args) => disk::verify(context, args).await,
         Command::Refresh(args) => disk::refresh(context, args).await,
+        Command::Readiness(args) => readiness::readiness(context, args).await,
+        Command::Fleet(args) => fleet::fleet(context, args).await,
+        Command::Workers => workers::workers(context).await,
         Command::Events(args) => events::events(context, args).await,
         Command::Health => status::health(context).await,
         Command::CheckConfig(args) => check_config::check_config(context, args),
@@ -361,6 +375,10 @@ mod tests {
             "tierd import dir --dry-run",
             "tierd verify",
             "tierd refresh r2",
+            "tierd fleet vae/a --label gpu=h100 --within 2s --json",
+            "tierd readiness vae/a vae/b --target ram --json",
+            "tierd workers --json",
+            "tierd models --tier vram",
             "tierd events --follow --since 7",
             "tierd health --socket https://node:7443 --ca ca.pem",
             "tierd check-config --example",

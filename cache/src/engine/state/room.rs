@@ -70,7 +70,10 @@ impl State {
 
     fn is_evictable(&self, id: BlobId, leased: &BTreeSet<&ModelKey>) -> bool {
         let Some(blob) = self.blobs.get(&id) else { return false };
-        blob.fate == Fate::Kept && blob.holds == 0 && !blob.models.iter().any(|model| leased.contains(model))
+        blob.fate == Fate::Kept
+            && blob.holds == 0
+            && !blob.models.iter().any(|model| leased.contains(model))
+            && !self.vram.ledger.holds(id)
     }
 
     /// Gives waiting flights their room, in order; evicts what that takes.
@@ -156,7 +159,7 @@ impl State {
     }
 
     /// Bytes that are being deleted.
-    fn leaving(&self) -> u64 {
+    pub(super) fn leaving(&self) -> u64 {
         let removing: u64 = self.blobs.values().filter(|blob| blob.fate == Fate::Removing).map(|blob| blob.bytes).sum();
         removing + self.discarding.values().sum::<u64>()
     }
@@ -187,11 +190,7 @@ impl State {
             self.out.push(Effect::Discard(name));
             found += size;
         }
-        let leased = self.leased();
-        let evictable =
-            |blob: BlobId| self.is_evictable(blob, &leased).then(|| self.blobs.get(&blob).map_or(0, |blob| blob.bytes));
-        let victims = self.policy.victims(bytes.saturating_sub(found), &evictable, now);
-        for blob in victims {
+        for blob in self.disk_victims(bytes.saturating_sub(found), now) {
             let Some(stored) = self.blobs.get(&blob) else { continue };
             found += stored.bytes;
             let (size, last_used) = (stored.bytes, stored.last_used);
@@ -205,6 +204,14 @@ impl State {
             self.start_removal(blob);
         }
         found
+    }
+
+    /// What the policy would evict so that at least `bytes` come back, in order.
+    pub(super) fn disk_victims(&self, bytes: u64, now: Tick) -> Vec<BlobId> {
+        let leased = self.leased();
+        let evictable =
+            |blob: BlobId| self.is_evictable(blob, &leased).then(|| self.blobs.get(&blob).map_or(0, |blob| blob.bytes));
+        self.policy.victims(bytes, &evictable, now)
     }
 
     /// The limit fell below what is held: what the policy chooses goes.
