@@ -452,8 +452,7 @@ pub fn process(sample: ProcessSample) {
 mod tests {
     use super::*;
 
-    const ROOMS: [&str; 10] =
-        ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "fleet", "rpc", "process"];
+    const ROOMS: [&str; 10] = ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "fleet", "rpc", "process"];
 
     #[test]
     fn every_name_follows_the_rule_and_is_there_once() {

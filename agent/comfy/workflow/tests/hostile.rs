@@ -69,6 +69,34 @@ fn a_bomb_of_nested_instances_ends_at_the_limit_of_nodes() {
 }
 
 #[test]
+fn wide_subgraphs_with_many_instances_end_at_the_limit_of_inputs() {
+    let slots: Vec<Value> = (0..50_000).map(|slot| json!({"name": format!("s{slot}"), "type": "STRING"})).collect();
+    let notes: Vec<Value> = (0..50_000).map(|id| json!({"id": id, "type": "Note"})).collect();
+    let instance = |id: usize| json!({"id": id, "type": "sub"});
+    let wide = json!({"id": "sub", "nodes": [], "inputs": slots});
+    let long = json!({"id": "sub", "nodes": notes});
+    for sub in [wide, long] {
+        let instances: Vec<Value> = (0..50_000).map(instance).collect();
+        let found = of(&json!({"nodes": instances, "definitions": {"subgraphs": [sub]}}));
+        assert_eq!(found.limits, [Reached::Edges]);
+    }
+}
+
+#[test]
+fn a_node_with_as_many_values_as_inputs_and_rows_is_read_in_one_go() {
+    let count = 60_000;
+    let plug = |id: usize| json!({"name": format!("n{id}"), "widget": {"name": format!("n{id}")}, "link": id});
+    let row = |id: usize| json!({"name": format!("{id}.bin"), "directory": "loras"});
+    let values: serde_json::Map<String, Value> =
+        (0..count).map(|id| (format!("v{id}"), json!(format!("{id}.pt")))).collect();
+    let rows: Vec<Value> = (0..count).map(row).collect();
+    let plugs: Vec<Value> = (0..count).map(plug).collect();
+    let node = json!({"id": 1, "type": "X", "widgets_values": values, "inputs": plugs, "properties": {"models": rows}});
+    let found = of(&json!({"nodes": [node]}));
+    assert_eq!((found.unresolved.len(), found.limits.as_slice()), (NEEDS_MAX, [Reached::Needs].as_slice()));
+}
+
+#[test]
 fn links_in_circles_end() {
     let found = of(&json!({
         "nodes": [
