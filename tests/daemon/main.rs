@@ -12,6 +12,7 @@ mod deploy;
 mod docs;
 mod fetch;
 mod fleet;
+mod landing;
 mod page;
 mod pressure;
 mod ram;

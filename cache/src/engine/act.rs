@@ -101,7 +101,7 @@ impl Engine {
                 self.count_ready(id, &ready);
                 self.came_true(id, &ready);
                 self.enter_ready(&ready);
-                self.callers.end(id, EnsureUpdate::Ready(ready));
+                self.tell_ready(id, ready);
             }
             Effect::TellFailed(id, failed) => {
                 self.count_failed(id, &failed);
