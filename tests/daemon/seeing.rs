@@ -200,6 +200,10 @@ async fn a_real_daemon_counts_what_it_does_and_its_scrape_is_in_order() {
         assert!(after.contains("tierd_fetch_first_byte_seconds_bucket{origin=\"lab\""), "{after}");
 
         // An idle daemon tells of an origin that goes and comes back too.
+        until("the gauges have caught up, and rest", 10, || async {
+            (series(&scrape().await, "tierd_store_models") == Some(0.0)).then_some(())
+        })
+        .await;
         origin.fault("tierd-manifest.json", 1000, Fault::Status(500, Vec::new()));
         daemon.cli().run(&["refresh", "lab"]).await;
         let is = |up: f64| {
