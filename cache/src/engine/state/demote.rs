@@ -106,8 +106,9 @@ impl State {
             if short == 0 {
                 break;
             }
+            let chosen: BTreeSet<BlobId> = victims.iter().copied().collect();
             let is_next = |blob: BlobId| {
-                let fits = !victims.contains(&blob) && (!copied || self.vram.ledger.is_copied(blob));
+                let fits = !chosen.contains(&blob) && (!copied || self.vram.ledger.is_copied(blob));
                 evictable(blob, hold).filter(|_| fits)
             };
             let more = self.memory.policy.victims(short, &is_next, now);
