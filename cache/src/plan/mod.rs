@@ -1,6 +1,7 @@
 //! Policy: what to evict, how many connections to use. Arithmetic only: time is an argument, nothing is touched.
 
 pub mod connections;
+pub mod expected;
 pub mod lru;
 
 use crate::clock::Tick;
