@@ -45,6 +45,25 @@ pub struct Config {
     pub log: LogConfig,
     /// Longest time for a graceful drain. Default 20 s: below systemd's 90 s and Kubernetes' 30 s.
     pub drain_deadline: Duration,
+    /// ComfyUI on this node.
+    pub comfy: ComfyConfig,
+}
+
+/// What the daemon does for ComfyUI, beside what its engine is told.
+#[derive(Debug, Clone)]
+pub struct ComfyConfig {
+    /// Whether the node pack may hold a prompt until its models are there. Default true.
+    pub gate: bool,
+    /// Longest time that it holds one. Default 30 min: a large checkpoint over a slow link.
+    pub gate_timeout: Duration,
+    /// Whether advice is carried out by `POST /free`. Default false: it unloads every model of a server.
+    pub free: bool,
+}
+
+impl Default for ComfyConfig {
+    fn default() -> Self {
+        Self { gate: true, gate_timeout: Duration::from_secs(30 * 60), free: false }
+    }
 }
 
 /// Where the daemon listens.

@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use tierd_cache::config::{
     BUDGET_BYTES_MIN, DirectIo, EngineConfig, FetchConfig, LimitsConfig, OriginConfig, OriginKind, RamConfig,
-    StoreConfig,
+    StoreConfig, VramConfig,
 };
 use tierd_cache::units::Share;
 
 use super::options::Section;
 use super::problems::Place;
 use super::raw::{Raw, Table};
-use super::reader::{Reader, address, count, count32, mode, rate, share, text, time, words};
+use super::reader::{Reader, address, count, count32, flag, mode, rate, share, text, time, words};
 use super::units::exact_size;
-use super::{Config, ListenConfig, LogConfig, LogFormat, TcpConfig, TlsConfig, origins, places};
+use super::{ComfyConfig, Config, ListenConfig, LogConfig, LogFormat, TcpConfig, TlsConfig, origins, places};
 
 /// Longest path of a Unix socket: `sun_path` less its final NUL.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -32,6 +32,7 @@ pub(super) fn build(raw: &Raw, reader: &mut Reader<'_>) -> Config {
     let engine = EngineConfig {
         store,
         ram: ram(raw, reader),
+        vram: vram(raw, reader),
         origins: found,
         fetch: fetch(raw, reader),
         refresh_interval: time(catalog, "refresh_interval").unwrap_or(Duration::from_secs(300)),
@@ -43,6 +44,7 @@ pub(super) fn build(raw: &Raw, reader: &mut Reader<'_>) -> Config {
         listen: listen(raw, reader),
         log: log(raw),
         drain_deadline: time(daemon, "drain_deadline").unwrap_or(Duration::from_secs(20)),
+        comfy: comfy(raw),
     }
 }
 
@@ -97,6 +99,34 @@ fn ram(raw: &Raw, reader: &mut Reader<'_>) -> RamConfig {
         reader.problems.add_with(table.place_of("reserve"), table.path("reserve"), "leaves nothing for models", right);
     }
     ram
+}
+
+fn vram(raw: &Raw, reader: &mut Reader<'_>) -> VramConfig {
+    let mut vram = VramConfig::default();
+    let Some(table) = raw.tables.get(&Section::Comfy) else { return vram };
+    let some = Some(table);
+    vram.worker_expiry = time(some, "worker_expiry").unwrap_or(vram.worker_expiry);
+    vram.high_percent = count32(some, "vram_high_percent").unwrap_or(vram.high_percent);
+    vram.low_percent = count32(some, "vram_low_percent").unwrap_or(vram.low_percent);
+    if vram.low_percent >= vram.high_percent {
+        let key = if table.has("vram_low_percent") { "vram_low_percent" } else { "vram_high_percent" };
+        let what = format!(
+            "vram_low_percent ({}) is not below vram_high_percent ({}): what is loaded ahead would have to leave again",
+            vram.low_percent, vram.high_percent
+        );
+        reader.problems.add(table.place_of(key), table.path(key), what);
+    }
+    vram
+}
+
+fn comfy(raw: &Raw) -> ComfyConfig {
+    let table = raw.tables.get(&Section::Comfy);
+    let comfy = ComfyConfig::default();
+    ComfyConfig {
+        gate: flag(table, "gate").unwrap_or(comfy.gate),
+        gate_timeout: time(table, "gate_timeout").unwrap_or(comfy.gate_timeout),
+        free: flag(table, "free").unwrap_or(comfy.free),
+    }
 }
 
 fn fetch(raw: &Raw, reader: &mut Reader<'_>) -> FetchConfig {

@@ -50,11 +50,20 @@ impl fmt::Display for Config {
         writeln!(f, "events_max = {}", limits.events_max)?;
         put(f, "lease_max", &exact_duration(limits.lease_max))?;
         writeln!(f, "\n[daemon]")?;
-        put(f, "drain_deadline", &exact_duration(self.drain_deadline))
+        put(f, "drain_deadline", &exact_duration(self.drain_deadline))?;
+        self.put_comfy(f)
     }
 }
 
 impl Config {
+    fn put_comfy(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (comfy, vram) = (&self.comfy, &self.engine.vram);
+        writeln!(f, "\n[comfy]\ngate = {}\nfree = {}", comfy.gate, comfy.free)?;
+        put(f, "gate_timeout", &exact_duration(comfy.gate_timeout))?;
+        put(f, "worker_expiry", &exact_duration(vram.worker_expiry))?;
+        writeln!(f, "vram_high_percent = {}\nvram_low_percent = {}", vram.high_percent, vram.low_percent)
+    }
+
     fn put_listen(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let listen = &self.listen;
         writeln!(f, "\n[listen]")?;

@@ -2,6 +2,7 @@
 //! ranges, the reference file and docs/configuration.md all come from this table. A test holds the defaults equal to
 //! those that the code has.
 
+mod comfy;
 mod daemon;
 mod engine;
 mod origin;
@@ -22,11 +23,12 @@ pub(in crate::config) enum Section {
     Log,
     Limits,
     Daemon,
+    Comfy,
 }
 
 impl Section {
     /// All sections, in the order of the reference file.
-    pub(in crate::config) const ALL: [Self; 11] = [
+    pub(in crate::config) const ALL: [Self; 12] = [
         Self::Store,
         Self::Ram,
         Self::Origin,
@@ -38,6 +40,7 @@ impl Section {
         Self::Log,
         Self::Limits,
         Self::Daemon,
+        Self::Comfy,
     ];
 
     /// Its name in the file.
@@ -54,6 +57,7 @@ impl Section {
             Self::Log => "log",
             Self::Limits => "limits",
             Self::Daemon => "daemon",
+            Self::Comfy => "comfy",
         }
     }
 
@@ -95,6 +99,7 @@ impl Section {
             Self::Log => "The log, on standard error.",
             Self::Limits => "Limits of queues and lists: none of them may grow without bound.",
             Self::Daemon => "The process.",
+            Self::Comfy => "ComfyUI on this node: what its node pack may ask for, and what its reports are used for.",
         }
     }
 }
@@ -146,7 +151,7 @@ impl Spec {
 
 /// Every option.
 pub(in crate::config) fn all() -> impl Iterator<Item = &'static Spec> {
-    engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(&daemon::OPTIONS)
+    engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(&daemon::OPTIONS).chain(&comfy::OPTIONS)
 }
 
 /// The option `key` of `section`.
