@@ -106,6 +106,7 @@ impl Engine {
                 self.callers.end(id, EnsureUpdate::Failed(failed));
             }
             Effect::Record(what) => self.record(what),
+            Effect::CountAhead(ahead) => metrics::ahead(ahead),
         }
     }
 

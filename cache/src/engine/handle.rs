@@ -11,6 +11,7 @@ use crate::engine::view::{
 };
 use crate::fault::Fault;
 use crate::ids::{FlightId, LeaseId, ModelKey, OriginName, Seq};
+use crate::plan::expected::Want;
 
 /// Commands that may wait for the engine. It answers in microseconds; more than this means that it hangs.
 pub const COMMANDS_MAX: usize = 1024;
@@ -41,6 +42,11 @@ pub(crate) enum Command {
         models: Vec<ModelKey>,
         by: String,
         reply: oneshot::Sender<Result<MoveReport, Fault>>,
+    },
+    Expect {
+        source: String,
+        wants: Vec<Want>,
+        reply: oneshot::Sender<()>,
     },
     Unpin(LeaseId, oneshot::Sender<Result<LeaseView, Fault>>),
     Leases(oneshot::Sender<Vec<LeaseView>>),
@@ -180,6 +186,16 @@ impl EngineHandle {
     /// [`Fault::Invalid`] for an empty list.
     pub async fn demote(&self, models: Vec<ModelKey>, by: String) -> Result<MoveReport, Fault> {
         self.ask(|reply| Command::Demote { models, by, reply }).await?
+    }
+
+    /// Tells what a source expects to use soon: its whole list, in place of its last one; an empty list ends it. What is missing of it is
+    /// fetched in the order of its use, as far as there is room; nobody is told how that goes.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ShuttingDown`].
+    pub async fn expect(&self, source: String, wants: Vec<Want>) -> Result<(), Fault> {
+        self.ask(|reply| Command::Expect { source, wants, reply }).await
     }
 
     /// Ends a lease.

@@ -21,7 +21,7 @@ impl State {
             flight: id,
             models: flight.models.keys().cloned().collect(),
             blob: flight.digest,
-            priority: flight.priority,
+            priority: self.priority_of(flight),
             phase: flight.phase(),
             bytes_total: flight.layout.bytes(),
             bytes_done: flight.bytes_done(),

@@ -28,6 +28,8 @@ pub(crate) struct Memory {
     /// Nothing new is promoted while the node is short of memory.
     pub(crate) paused: bool,
     pub(super) policy: Box<dyn EvictionPolicy>,
+    /// Blobs that were locked because a prompt was expected to read them, and that nobody asked for.
+    pub(super) placed: BTreeSet<BlobId>,
 }
 
 /// One blob in RAM, or on its way there or away.
@@ -60,6 +62,7 @@ impl Memory {
             growth: 0,
             paused: false,
             policy,
+            placed: BTreeSet::new(),
         }
     }
 
@@ -68,7 +71,7 @@ impl Memory {
     }
 
     /// Bytes on their way out.
-    fn leaving(&self) -> u64 {
+    pub(super) fn leaving(&self) -> u64 {
         self.held.values().filter(|held| held.stage == Stage::Unlocking).map(|held| held.bytes).sum()
     }
 }
@@ -203,6 +206,7 @@ impl State {
             }
             self.memory.queue.pop_front();
         }
+        self.place_expected(now);
         self.regrow(now);
     }
 
@@ -230,7 +234,7 @@ impl State {
     }
 
     /// Starts to lock one blob. False if it must wait for pages on their way out, or for memory.
-    fn lock(&mut self, blob: BlobId, demanded: bool, now: Tick) -> bool {
+    pub(super) fn lock(&mut self, blob: BlobId, demanded: bool, now: Tick) -> bool {
         let Some(stored) = self.blobs.get(&blob).filter(|stored| stored.fate == Fate::Kept) else { return true };
         let bytes = stored.bytes;
         let wanted_by = stored.models.first().cloned();
@@ -298,6 +302,7 @@ impl State {
     pub(super) fn start_unlock(&mut self, blob: BlobId, reason: DemoteReason) {
         self.memory.queue.retain(|queued| *queued != blob);
         self.memory.regrow.retain(|queued| *queued != blob);
+        self.memory.placed.remove(&blob);
         if matches!(reason, DemoteReason::Pressure { .. } | DemoteReason::Shrunk { .. }) {
             self.memory.regrow.push_back(blob);
         }

@@ -6,9 +6,10 @@ use crate::clock::Tick;
 use crate::engine::event::Effect;
 use crate::engine::state::flight::{Keep, Stage};
 use crate::engine::state::{Fate, State};
-use crate::engine::view::{DemoteReason, EvictReason, Priority, What};
+use crate::engine::view::{DemoteReason, EvictReason, What};
 use crate::fault::Fault;
 use crate::ids::{BlobId, FlightId, ModelKey};
+use crate::plan::expected::Rank;
 use crate::store::PartialName;
 
 impl State {
@@ -52,15 +53,21 @@ impl State {
 
     /// Bytes that eviction could give back, those on their way out included.
     fn evictable(&self, but: &BTreeSet<PartialName>) -> u64 {
+        let but: u64 = self.partials.iter().filter(|(name, _)| but.contains(name)).map(|(_, (bytes, _))| bytes).sum();
+        self.evictable_if(&|_| true) - but
+    }
+
+    /// The same, of those stored blobs that `may_go`.
+    pub(super) fn evictable_if(&self, may_go: &dyn Fn(&BlobId) -> bool) -> u64 {
         let leased = self.leased();
+        let evictable = |id: &BlobId| self.is_evictable(*id, &leased) && may_go(id);
         let blobs: u64 = self
             .blobs
             .iter()
-            .filter(|(id, blob)| blob.fate == Fate::Removing || self.is_evictable(**id, &leased))
+            .filter(|(id, blob)| blob.fate == Fate::Removing || evictable(id))
             .map(|(_, blob)| blob.bytes)
             .sum();
-        let partials: u64 =
-            self.partials.iter().filter(|(name, _)| !but.contains(name)).map(|(_, (bytes, _))| bytes).sum();
+        let partials: u64 = self.partials.values().map(|(bytes, _)| bytes).sum();
         blobs + partials + self.discarding.values().sum::<u64>()
     }
 
@@ -77,14 +84,7 @@ impl State {
     pub(super) fn make_room(&mut self, now: Tick) {
         self.sweep_nameless();
         self.shrink(now);
-        let mut waiting: Vec<(std::cmp::Reverse<Priority>, FlightId)> = self
-            .flights
-            .iter()
-            .filter(|(_, flight)| flight.stage == Stage::Waiting)
-            .map(|(id, flight)| (std::cmp::Reverse(flight.priority), *id))
-            .collect();
-        waiting.sort_unstable();
-        for (_, id) in waiting {
+        for (_, id) in self.in_turn(|flight| flight.stage == Stage::Waiting) {
             if !self.grant(id, now) {
                 // In order, or a large flight would wait for ever behind small ones.
                 break;
@@ -134,7 +134,8 @@ impl State {
         let policy = self.policy.name().to_owned();
         let reason =
             |_: &Self| wanted_by.clone().map(|wanted_by| EvictReason::Room { wanted_by, policy: policy.clone() });
-        let found = self.clear(short - leaving, &reason, now);
+        let spared = self.spared_by(flight);
+        let found = self.clear(short - leaving, Some(spared), &reason, now);
         if leaving + found >= short {
             return false;
         }
@@ -168,7 +169,14 @@ impl State {
 
     /// Starts to delete at least `bytes`: unfinished blobs that nobody wants first, then what the policy chooses.
     /// Returns the bytes that will come back.
-    fn clear(&mut self, bytes: u64, reason: &dyn Fn(&Self) -> Option<EvictReason>, now: Tick) -> u64 {
+    /// What is expected to be used goes last, and only what is farther than `spared`.
+    fn clear(
+        &mut self,
+        bytes: u64,
+        spared: Option<Rank>,
+        reason: &dyn Fn(&Self) -> Option<EvictReason>,
+        now: Tick,
+    ) -> u64 {
         let wanted: BTreeSet<PartialName> = self.flights.values().map(|flight| flight.name).collect();
         let mut oldest: Vec<(Tick, PartialName, u64)> = self
             .partials
@@ -190,7 +198,13 @@ impl State {
         let leased = self.leased();
         let evictable =
             |blob: BlobId| self.is_evictable(blob, &leased).then(|| self.blobs.get(&blob).map_or(0, |blob| blob.bytes));
-        let victims = self.policy.victims(bytes.saturating_sub(found), &evictable, now);
+        let unexpected = |blob: BlobId| evictable(blob).filter(|_| self.blob_rank(blob).is_none());
+        let short = bytes.saturating_sub(found);
+        let mut victims = self.policy.victims(short, &unexpected, now);
+        let chosen: u64 = victims.iter().filter_map(|blob| unexpected(*blob)).sum();
+        if chosen < short {
+            victims.extend(self.farthest(short - chosen, spared, &evictable));
+        }
         for blob in victims {
             let Some(stored) = self.blobs.get(&blob) else { continue };
             found += stored.bytes;
@@ -216,7 +230,7 @@ impl State {
         }
         let leaving = self.leaving();
         if over > leaving {
-            self.clear(over - leaving, &|_| Some(EvictReason::Shrunk { over }), now);
+            self.clear(over - leaving, None, &|_| Some(EvictReason::Shrunk { over }), now);
         }
     }
 
