@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod cli;
+pub mod comfy;
 pub mod config;
 pub mod host;
 pub mod rpc;

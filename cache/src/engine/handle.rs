@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::engine::known::Known;
 use crate::engine::view::{
     EnsureRequest, EnsureUpdate, EvictReport, FlightView, ImportedFile, LeaseView, ModelFilter, ModelPage, ModelView,
     MoveReport, NodeView, Occurrence, RamHold,
@@ -61,6 +62,7 @@ pub(crate) enum Command {
         max: u32,
         reply: oneshot::Sender<ModelPage>,
     },
+    Known(oneshot::Sender<Known>),
     Model(ModelKey, oneshot::Sender<Result<ModelView, Fault>>),
     Refresh(Option<OriginName>, oneshot::Sender<Result<(), Fault>>),
     Node(oneshot::Sender<NodeView>),
@@ -232,6 +234,15 @@ impl EngineHandle {
     /// [`Fault::ShuttingDown`].
     pub async fn models(&self, filter: ModelFilter, after: Option<ModelKey>, max: u32) -> Result<ModelPage, Fault> {
         self.ask(|reply| Command::Models { filter, after, max, reply }).await
+    }
+
+    /// All names that some origin or tier knows, as they are now: for those who look many up at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ShuttingDown`].
+    pub async fn known(&self) -> Result<Known, Fault> {
+        self.ask(Command::Known).await
     }
 
     /// One model.

@@ -7,6 +7,7 @@ pub mod event;
 mod fetch;
 mod gauges;
 pub mod handle;
+pub mod known;
 mod memory;
 mod pace;
 mod run;

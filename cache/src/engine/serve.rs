@@ -89,6 +89,9 @@ impl Engine {
             Command::Models { filter, after, max, reply } => {
                 let _ = reply.send(self.state.models(&filter, after.as_ref(), max));
             }
+            Command::Known(reply) => {
+                let _ = reply.send(self.state.known());
+            }
             Command::Model(model, reply) => {
                 let _ = reply.send(self.state.model(&model));
             }

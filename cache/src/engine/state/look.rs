@@ -2,6 +2,7 @@
 
 use crate::clock::Tick;
 use crate::engine::event::RequestId;
+use crate::engine::known::{Here, Known};
 use crate::engine::state::ensure::Step;
 use crate::engine::state::flight::Flight;
 use crate::engine::state::{Fate, State};
@@ -160,6 +161,16 @@ impl State {
             }
         }
         page
+    }
+
+    /// All names that some origin or tier knows.
+    #[must_use]
+    pub fn known(&self) -> Known {
+        let here = self.links.keys().filter_map(|model| {
+            let (_, bytes) = self.stored(model)?;
+            Some((model.clone(), Here { bytes, tier: self.tier_of(model) }))
+        });
+        Known::new(self.catalog.clone(), here.collect())
     }
 
     fn tier_of(&self, model: &ModelKey) -> Tier {
