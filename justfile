@@ -18,6 +18,10 @@ lint:
 test *ARGS:
     cargo test --workspace {{ARGS}}
 
+# The tests of ComfyUI's node pack: Python alone.
+pack:
+    python3 -m unittest discover -s comfyui/tests
+
 # Installs the servers that the border tests fetch from.
 setup:
     tests/setup.sh
