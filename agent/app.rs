@@ -11,6 +11,7 @@ use tierd_cache::fault::Fault;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::comfy::bridge::Bridge;
 use crate::config::Config;
 use crate::host::{self, ProcessMeter, StopSignals};
 use crate::rpc::{RpcError, Server};
@@ -93,7 +94,8 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     // Spawn.
     let stop = CancellationToken::new();
     health.opened(Box::new(handle.clone()));
-    let rpc = tokio::spawn(server.run(handle.clone(), stop.clone()));
+    let bridge = Bridge::start(&config.comfy.servers, config.comfy.ram_ahead, &handle, &stop);
+    let rpc = tokio::spawn(server.run(handle.clone(), bridge.seen(), stop.clone()));
     health.listening();
     let watchdog = tokio::spawn(feed_watchdog(health.clone(), http_stop.clone()));
     let status = format!("serving on {}", config.listen.unix.display());

@@ -12,6 +12,7 @@ use crate::config::{self, Config};
 
 mod check_config;
 mod client;
+mod comfy;
 mod demo;
 mod disk;
 mod doctor;
@@ -89,6 +90,8 @@ enum Command {
     Refresh(disk::RefreshArgs),
     /// Show what happened, and why
     Events(events::EventsArgs),
+    /// Work with ComfyUI: its queues, its folders, its node pack
+    Comfy(comfy::ComfyArgs),
     /// Ask the daemon whether it serves: for container health checks
     Health,
     /// Check the configuration and print what is in force
@@ -111,6 +114,7 @@ impl Command {
         match self {
             Self::Serve | Self::Completions { .. } => [&REACH[..], &["json", "quiet"]].concat(),
             Self::Push(_) | Self::CheckConfig(_) | Self::Demo(_) => REACH.to_vec(),
+            Self::Comfy(args) if !args.is_client() => REACH.to_vec(),
             Self::Ensure(args) if args.standalone => REACH.into_iter().filter(|name| *name != "timeout").collect(),
             Self::Ensure(_)
             | Self::Prefetch(_)
@@ -129,6 +133,7 @@ impl Command {
             | Self::Verify(_)
             | Self::Refresh(_)
             | Self::Events(_)
+            | Self::Comfy(_)
             | Self::Health => Vec::new(),
         }
     }
@@ -281,6 +286,7 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Verify(args) => disk::verify(context, args).await,
         Command::Refresh(args) => disk::refresh(context, args).await,
         Command::Events(args) => events::events(context, args).await,
+        Command::Comfy(args) => comfy::comfy(context, args).await,
         Command::Health => status::health(context).await,
         Command::CheckConfig(args) => check_config::check_config(context, args),
         Command::Demo(args) => demo::demo(context, args).await,
@@ -342,6 +348,11 @@ mod tests {
             "tierd health --socket https://node:7443 --ca ca.pem",
             "tierd check-config --example",
             "tierd demo --size 300MiB --keep",
+            "tierd comfy status --prompts 3 --json",
+            "tierd comfy paths --models /m --last",
+            "tierd comfy install /c --link /p",
+            "tierd comfy install /c --uninstall",
+            "tierd comfy unmark",
             "tierd completions bash",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).expect_err("failed"));
@@ -367,6 +378,11 @@ mod tests {
             "tierd ensure vae/a --standalone --target ram",
             "tierd pin vae/a --ram",
             "tierd promote",
+            "tierd comfy",
+            "tierd comfy install",
+            "tierd comfy install /c --link /p --uninstall",
+            "tierd comfy paths --socket /run/x",
+            "tierd comfy status --prompts 0",
             "tierd ensure vae/a --standalone --ca x.pem",
         ] {
             assert!(parse(line).is_err(), "{line}");

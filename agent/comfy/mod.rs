@@ -1,3 +1,4 @@
-//! What tierd knows of ComfyUI: its workflows. Nothing outside this room knows ComfyUI's formats.
+//! What tierd knows of ComfyUI: its workflows, its servers and their queues. Nothing outside this room knows ComfyUI's formats.
 
+pub mod bridge;
 pub mod workflow;

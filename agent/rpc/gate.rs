@@ -20,7 +20,7 @@ use tower::{Layer, Service};
 use crate::rpc::fault;
 
 /// The methods that metrics name; all others are `other`.
-pub(crate) const METHODS: [&str; 18] = [
+pub(crate) const METHODS: [&str; 19] = [
     "CancelFlight",
     "DemoteModels",
     "Ensure",
@@ -29,6 +29,7 @@ pub(crate) const METHODS: [&str; 18] = [
     "GetModel",
     "GetNode",
     "Import",
+    "ListComfyServers",
     "ListFlights",
     "ListLeases",
     "ListModels",

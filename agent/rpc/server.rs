@@ -13,13 +13,16 @@ use tonic::transport;
 use tonic_health::server::HealthReporter;
 use tower::Layer;
 
+use crate::comfy::bridge::Seen;
 use crate::config::ListenConfig;
 use crate::rpc::FILE_DESCRIPTOR_SET;
 use crate::rpc::cache::Cache;
+use crate::rpc::comfy::Comfy;
 use crate::rpc::gate::Gate;
 use crate::rpc::listen::{self, RpcError, UnixSocket};
 use crate::rpc::node::Node;
 use crate::rpc::pb::cache_service_server::CacheServiceServer;
+use crate::rpc::pb::comfy_service_server::ComfyServiceServer;
 use crate::rpc::pb::node_service_server::NodeServiceServer;
 
 /// How often a silent connection is asked whether it lives: dead launchers must not hold streams for long.
@@ -74,12 +77,12 @@ impl Server {
     /// # Errors
     ///
     /// [`RpcError::Serve`] if a listener ends by itself; the other one is stopped then.
-    pub async fn run(self, handle: EngineHandle, stop: CancellationToken) -> Result<(), RpcError> {
+    pub async fn run(self, handle: EngineHandle, seen: Arc<Seen>, stop: CancellationToken) -> Result<(), RpcError> {
         let slots = Arc::new(Semaphore::new(self.config.requests_max as usize));
         let gate = Gate { slots, slots_max: self.config.requests_max, token: None, remote: false };
         // A listener that fails stops the other one, and nothing else.
         let stop = stop.child_token();
-        let (health, routes) = services(&handle, &stop, self.config.message_bytes_max).await?;
+        let (health, routes) = services(&handle, seen, &stop, self.config.message_bytes_max).await?;
 
         let UnixSocket { listener, file } = self.unix;
         let unix = limited().serve_with_incoming_shutdown(
@@ -129,6 +132,7 @@ fn limited() -> transport::Server {
 /// The services of every listener, and the switch of the health service.
 async fn services(
     handle: &EngineHandle,
+    seen: Arc<Seen>,
     stop: &CancellationToken,
     message_bytes_max: usize,
 ) -> Result<(HealthReporter, Routes), RpcError> {
@@ -136,6 +140,8 @@ async fn services(
         .max_decoding_message_size(message_bytes_max);
     let node = NodeServiceServer::new(Node { engine: handle.clone(), stop: stop.clone() })
         .max_decoding_message_size(message_bytes_max);
+    let comfy =
+        ComfyServiceServer::new(Comfy { engine: handle.clone(), seen }).max_decoding_message_size(message_bytes_max);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<CacheServiceServer<Cache>>().await;
     health.set_serving::<NodeServiceServer<Node>>().await;
@@ -149,7 +155,12 @@ async fn services(
     // Both versions: older tools know only v1alpha.
     let v1 = describe().build_v1().map_err(failed)?;
     let v1alpha = describe().build_v1alpha().map_err(failed)?;
-    let routes = Routes::new(cache).add_service(node).add_service(health_service).add_service(v1).add_service(v1alpha);
+    let routes = Routes::new(cache)
+        .add_service(node)
+        .add_service(comfy)
+        .add_service(health_service)
+        .add_service(v1)
+        .add_service(v1alpha);
     Ok((health, routes.prepare()))
 }
 

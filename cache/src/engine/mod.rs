@@ -8,6 +8,7 @@ mod fetch;
 mod gauges;
 pub mod handle;
 pub mod known;
+mod marks;
 mod memory;
 mod pace;
 mod run;

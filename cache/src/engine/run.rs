@@ -20,6 +20,7 @@ use crate::engine::event::{Effect, Event, RequestId};
 use crate::engine::fetch::Lines;
 use crate::engine::gauges::GAUGES_INTERVAL;
 use crate::engine::handle::{COMMANDS_MAX, Command, EngineHandle, Verified};
+use crate::engine::marks::Marks;
 use crate::engine::memory::Ram;
 use crate::engine::pace::Pace;
 use crate::engine::scribe::{NOTES_MAX, Scribe};
@@ -122,6 +123,7 @@ pub(crate) struct Engine {
     pub(crate) idle_since: Tick,
     pub(crate) trimmed: bool,
     pub(crate) models_path: PathBuf,
+    pub(crate) marks: Marks,
     pub(crate) next_ensure: u64,
     /// When the state wants to be told that time passed.
     pub(crate) wake: Tick,
@@ -192,6 +194,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         idle_since: clock.now(),
         trimmed: false,
         models_path: config.store.models.clone(),
+        marks: Marks::new(config.store.marks),
         next_ensure: 1,
         wake: Tick(u64::MAX),
         synced: clock.now(),
@@ -206,6 +209,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
     engine.measure_space();
     engine.recall_resident();
     engine.recall_catalog();
+    engine.set_marks();
     let bytes = inventory.blobs.iter().map(|blob| blob.bytes).sum();
     engine.record(What::Started { blobs: inventory.blobs.len() as u64, bytes });
     engine.refresh(None, None);
@@ -279,8 +283,12 @@ impl Engine {
     pub(crate) fn apply(&mut self, event: Event) {
         self.stale = true;
         self.count_event(&event);
+        let lists = matches!(event, Event::Catalog(_));
         let effects = self.state.apply(event, self.clock.now(), self.clock.wall());
         self.act(effects);
+        if lists {
+            self.set_marks();
+        }
     }
 
     pub(crate) fn act(&mut self, effects: Vec<Effect>) {

@@ -13,7 +13,6 @@ use crate::ids::{MODEL_KEY_PARTS_MAX, ModelKey};
 
 use super::error::{StoreError, Wrap};
 use super::names::Standing;
-use super::paths::Paths;
 use super::{Store, crash, disk, names};
 
 /// Most marks. A drop-down of more names serves nobody, and every folder with marks is read again by ComfyUI when it changes.
@@ -63,7 +62,8 @@ pub fn remove_marks(models: &Path) -> Result<Marked, StoreError> {
 fn remove(models: &Path, path: &Path) -> Result<bool, StoreError> {
     crash::point()?;
     let removed = disk::unlink(path)?;
-    let below_top = |folder: &&Path| folder.parent().is_some_and(|parent| parent != models) && folder.starts_with(models);
+    let below_top =
+        |folder: &&Path| folder.parent().is_some_and(|parent| parent != models) && folder.starts_with(models);
     let mut folder = path.parent();
     while let Some(empty) = folder.filter(|folder| below_top(folder)) {
         // Fails while it holds anything, which is what stops the walk.
@@ -115,15 +115,14 @@ impl Store {
         }
         *self.wanted_marks() = models.is_some().then(|| wanted.clone());
         for (path, model) in find(&self.paths.models)? {
-            let Some(model) = model.filter(|model| wanted.remove(model)) else {
-                // A name that was given meanwhile is no mark any more: look again under the lock.
-                let _index = self.index();
-                if is_mark(&path) {
-                    marked.removed += u64::from(remove(&self.paths.models, &path)?);
-                }
+            if model.is_some_and(|model| wanted.remove(&model)) {
                 continue;
-            };
-            drop(model);
+            }
+            // A name that was given meanwhile is no mark any more: look again under the lock.
+            let _index = self.index();
+            if is_mark(&path) {
+                marked.removed += u64::from(remove(&self.paths.models, &path)?);
+            }
         }
         for model in wanted {
             // Names change under this lock only.
@@ -157,6 +156,6 @@ pub fn count_marks(models: &Path) -> usize {
 
 /// Names for the tests of this room.
 #[cfg(test)]
-pub(super) fn nowhere(paths: &Paths, model: &ModelKey) -> (PathBuf, PathBuf) {
+pub(super) fn nowhere(paths: &super::paths::Paths, model: &ModelKey) -> (PathBuf, PathBuf) {
     (paths.model(model), Path::new(NOWHERE).join(model.as_str()))
 }

@@ -254,6 +254,12 @@ impl State {
         self.blobs.get(&link.blob).filter(|blob| blob.fate == Fate::Kept).map(|blob| (link.blob, blob.bytes))
     }
 
+    /// Every model that an origin lists.
+    #[must_use]
+    pub fn listed(&self) -> std::collections::BTreeSet<ModelKey> {
+        self.catalog.iter().map(|(model, _)| model.clone()).collect()
+    }
+
     /// Every name on the disk.
     #[must_use]
     pub fn stored_models(&self) -> Vec<ModelKey> {

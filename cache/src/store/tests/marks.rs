@@ -51,7 +51,8 @@ fn marks_go_when_they_are_off_or_their_model_left_its_origin_and_nothing_else_do
     fs::create_dir_all(models.join("loras")).expect("made");
     std::os::unix::fs::symlink("/nowhere/at/all", models.join("loras/theirs")).expect("made");
     fs::write(models.join("loras/file"), "theirs").expect("written");
-    let marked = store.set_marks(keys(&["vae/a", "vae/deep/er/x", "vae/y", "loras/theirs", "loras/file"])).expect("marks");
+    let marked =
+        store.set_marks(keys(&["vae/a", "vae/deep/er/x", "vae/y", "loras/theirs", "loras/file"])).expect("marks");
     assert_eq!((marked.made, marked.left_out), (2, 2), "what is not ours is left alone");
     let marked = store.set_marks(keys(&["vae/y"])).expect("marks");
     assert_eq!((marked.made, marked.removed), (0, 1));
