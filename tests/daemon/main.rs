@@ -6,6 +6,8 @@ mod rig;
 mod api;
 mod bounded;
 mod callers;
+mod comfy_marks;
+mod comfy_queue;
 mod crash;
 mod docs;
 mod fetch;
