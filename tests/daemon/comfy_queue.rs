@@ -1,7 +1,7 @@
 //! Claims about the bridge: what a queued prompt needs is on its way before it runs, in the order of the queue, whatever the
 //! server does.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tierd::rpc::pb;
 
@@ -63,7 +63,7 @@ async fn until_server(daemon: &Daemon, stub: &ComfyStub, fits: impl Fn(&pb::Comf
 
 /// Waits for the first byte that is asked of a model, and says how long that took.
 async fn until_begun(origin: &FaultOrigin, model: &str) -> Duration {
-    let since = Instant::now();
+    let since = tokio::time::Instant::now();
     until(&format!("{model} is asked for"), 20, || async { (!origin.gets(model).is_empty()).then_some(()) }).await;
     since.elapsed()
 }
@@ -136,8 +136,8 @@ async fn a_prompt_put_in_front_gets_the_connections_of_those_behind_it() {
         origin.limit_rate(MIB / 4);
         comfy.queue("running", &[MODELS[0]]);
         comfy.run_next();
-        for at in 1..5 {
-            comfy.queue(&format!("p{at}"), &[MODELS[at]]);
+        for model in &MODELS[1..5] {
+            comfy.queue(model, &[model]);
         }
         until_begun(&origin, MODELS[4]).await;
         comfy.queue_front("front", &[MODELS[5]]);
@@ -243,8 +243,8 @@ async fn two_servers_share_one_fetch_and_the_nearer_turn_counts() {
         let contents = origin_with(&origin, 24 * MIB);
         let daemon = following(settings(&origin, &[&one, &two]), &[&one, &two]).await;
         origin.limit_rate(2 * MIB);
-        for at in 0..3 {
-            one.queue(&format!("a{at}"), &[MODELS[at]]);
+        for model in &MODELS[..3] {
+            one.queue(model, &[model]);
         }
         two.queue("b", &[MODELS[2]]);
         two.run_next();
