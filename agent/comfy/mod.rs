@@ -1,4 +1,7 @@
-//! What tierd knows of ComfyUI: its workflows, its servers and their queues. Nothing outside this room knows ComfyUI's formats.
+//! ComfyUI on this node: its workflows, its queues, what its node pack says, and what is asked of it. Nothing outside this room knows ComfyUI's
+//! formats; nothing in it decides about models.
 
 pub mod bridge;
+pub mod free;
+pub(crate) mod pack_api;
 pub mod workflow;

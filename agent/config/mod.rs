@@ -1,6 +1,7 @@
 //! The daemon's configuration: what code may hold. Parsed once from a TOML file and the environment; all mistakes are
 //! reported together. Nothing here is read again while the daemon runs.
 
+mod fleet;
 mod kind;
 mod options;
 mod origins;
@@ -48,6 +49,8 @@ pub struct Config {
     pub drain_deadline: Duration,
     /// ComfyUI on this node.
     pub comfy: ComfyConfig,
+    /// How it takes part in a fleet; not at all by default.
+    pub fleet: Option<crate::fleet::FleetConfig>,
 }
 
 /// What the daemon does for ComfyUI, beside what its engine is told.
@@ -84,6 +87,8 @@ pub struct ListenConfig {
     pub requests_max: u32,
     /// Largest message that is read. Default 4 MiB.
     pub message_bytes_max: usize,
+    /// Largest workflow that is read; all of one call together. Default 16 MiB.
+    pub workflow_bytes_max: usize,
 }
 
 /// gRPC over TCP. Refused on a non-loopback address without TLS and either client certificates or a token.

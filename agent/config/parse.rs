@@ -47,6 +47,7 @@ pub(super) fn build(raw: &Raw, reader: &mut Reader<'_>) -> Config {
         log: log(raw),
         drain_deadline: time(daemon, "drain_deadline").unwrap_or(Duration::from_secs(20)),
         comfy: comfy(raw, reader),
+        fleet: super::fleet::fleet(raw, reader),
     }
 }
 
@@ -224,12 +225,14 @@ fn listen(raw: &Raw, reader: &mut Reader<'_>) -> ListenConfig {
         reader.problems.add_with(place, "listen.tcp.address", what, "choose another port");
     }
     let bytes = count(table, "message_bytes_max").unwrap_or(4 << 20);
+    let workflow_bytes = count(table, "workflow_bytes_max").unwrap_or(16 << 20);
     ListenConfig {
         unix,
         tcp,
         http,
         requests_max: count32(table, "requests_max").unwrap_or(1024),
         message_bytes_max: usize::try_from(bytes).expect("the range ends below 2^32"),
+        workflow_bytes_max: usize::try_from(workflow_bytes).expect("the range ends below 2^32"),
     }
 }
 

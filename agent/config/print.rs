@@ -51,7 +51,8 @@ impl fmt::Display for Config {
         put(f, "lease_max", &exact_duration(limits.lease_max))?;
         writeln!(f, "\n[daemon]")?;
         put(f, "drain_deadline", &exact_duration(self.drain_deadline))?;
-        self.put_comfy(f)
+        self.put_comfy(f)?;
+        self.fleet.as_ref().map_or(Ok(()), |fleet| put_fleet(f, fleet))
     }
 }
 
@@ -74,6 +75,7 @@ impl Config {
         put(f, "http", &listen.http.map_or("off".to_owned(), |address| address.to_string()))?;
         writeln!(f, "requests_max = {}", listen.requests_max)?;
         put(f, "message_bytes_max", &exact_size(listen.message_bytes_max as u64))?;
+        put(f, "workflow_bytes_max", &exact_size(listen.workflow_bytes_max as u64))?;
         let Some(tcp) = &listen.tcp else { return Ok(()) };
         writeln!(f, "\n[listen.tcp]")?;
         put(f, "address", &tcp.address)?;
@@ -138,4 +140,18 @@ fn note_secret(f: &mut fmt::Formatter<'_>, what: &str, is_set: bool) -> fmt::Res
 
 fn rate(rate: Option<u64>) -> String {
     rate.map_or("none".to_owned(), exact_size)
+}
+
+fn put_fleet(f: &mut fmt::Formatter<'_>, fleet: &crate::fleet::FleetConfig) -> fmt::Result {
+    writeln!(f, "\n[fleet]")?;
+    put(f, "nats", &fleet.servers.join(","))?;
+    fleet.credentials.as_ref().map_or(Ok(()), |path| put(f, "credentials", &path.display()))?;
+    note_secret(f, "the NATS token", fleet.token.is_some())?;
+    fleet.ca.as_ref().map_or(Ok(()), |path| put(f, "ca", &path.display()))?;
+    put(f, "node", &fleet.node)?;
+    put(f, "address", &fleet.address)?;
+    let labels: Vec<String> = fleet.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    put(f, "labels", &labels.join(","))?;
+    put(f, "prefix", &fleet.prefix)?;
+    put(f, "inventory_interval", &exact_duration(fleet.inventory_interval))
 }

@@ -66,6 +66,24 @@ class Waiting(Case):
         path = self.run_prompt(lambda: self.modules["folder_paths"].get_full_path(folder_name="unet", filename="sub/x.safetensors"))
         self.assertEqual(path, os.path.join(self.folder, "diffusion_models", "sub", "x.safetensors"))
 
+    def test_a_folder_that_a_node_pack_names_is_known_by_its_directories(self):
+        tierd, modules = self.tierd(), self.comfy()
+        known = modules["folder_paths"].folder_names_and_paths
+        known["unet_gguf"] = (known["diffusion_models"][0], {".gguf"})
+        self.gated(tierd, absent=["diffusion_models/a.gguf"], modules=modules)
+        tierd.ensure = self.fetch("diffusion_models/a.gguf")
+        self.assertTrue(self.run_prompt(lambda: self.look("unet_gguf", "a.gguf")))
+        mark = os.path.join(self.folder, "diffusion_models", "b.gguf")
+        os.symlink("/nowhere/b.gguf", mark)
+
+        def ensure(body):
+            self.assertEqual(body["model"], "diffusion_models/b.gguf")
+            os.unlink(mark)
+            yield {"ready": {"path": self.file(body["model"])}}
+
+        tierd.ensure = ensure
+        self.assertTrue(self.run_prompt(lambda: self.look("unet_gguf", "b.gguf")))
+
     def test_a_link_to_nothing_is_asked_for_even_if_the_list_is_old(self):
         tierd = self.tierd()
         self.gated(tierd, absent=["vae/other.safetensors"])

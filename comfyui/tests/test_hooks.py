@@ -69,6 +69,17 @@ class Attaching(Case):
         self.assertIs(other.load_torch_file, modules["comfy.utils"].load_torch_file)
         self.assertTrue(other.load_torch_file.hooked_by_tierd)
 
+    def test_a_hook_that_comfyui_takes_out_again_is_no_longer_called_attached(self):
+        modules = self.comfy()
+        original = modules["comfy.model_management"].load_models_gpu
+        tierd = self.tierd()
+        pack = self.pack(tierd, modules=modules)
+        tierd.wait_path("/report")
+        modules["comfy.model_management"].load_models_gpu = original
+        pack.reporter._hello_at = None
+        states = tierd.wait_path("/hello", 2)[1]["body"]["hooks"]
+        self.assertEqual(states, dict(dict.fromkeys(ALL, "attached"), load_models_gpu="failed: ComfyUI put the original back"))
+
     def test_a_second_copy_of_the_pack_stays_off(self):
         self.pack(self.nobody())
         self.assertIsNone(hooks.start(self.nobody(), self.modules))

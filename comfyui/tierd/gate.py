@@ -92,14 +92,16 @@ class Waiter:
         if not isinstance(folder, str) or not isinstance(name, str) or not name:
             return None
         name = os.path.relpath(os.path.join("/", name), "/")
-        canonical = ALIASES.get(folder, folder)
-        model = "%s/%s" % (canonical, name.replace(os.sep, "/"))
-        if gate.is_absent(model):
-            return model, canonical, ABSENT
-        if self._is_mark(folder, canonical, name):
-            return model, canonical, MARK
+        folders = self._folders(ALIASES.get(folder, folder), folder)
+        for canonical in folders:
+            if gate.is_absent(_model(canonical, name)):
+                return _model(canonical, name), canonical, ABSENT
+        for canonical, directories in folders.items():
+            if any(_is_mark(os.path.join(directory, name)) for directory in directories):
+                return _model(canonical, name), canonical, MARK
         # The list of absent models may be some seconds old.
-        return (model, canonical, ASKED) if self._is_demanded() else None
+        canonical = next(iter(folders))
+        return (_model(canonical, name), canonical, ASKED) if self._is_demanded() else None
 
     def _is_demanded(self):
         return getattr(self._local, "demanding", False)
@@ -114,11 +116,16 @@ class Waiter:
             return False  # the thread that answers HTTP
         return self._prompts.here() is not None
 
-    def _is_mark(self, folder, canonical, name):
+    def _folders(self, canonical, folder):
+        """tierd's folders in which the file may lie, each with its directories: the one that is named comes first, then those
+        that the directories are called. Node packs have names of their own, such as unet_gguf, for directories of others."""
         known = getattr(self._modules.get("folder_paths"), "folder_names_and_paths", None) or {}
         entry = known.get(canonical) or known.get(folder)
-        paths = [os.path.join(directory, name) for directory in (entry[0] if entry else ())]
-        return any(os.path.islink(path) and not os.path.exists(path) for path in paths)
+        folders = {canonical: []}
+        for directory in entry[0] if entry else ():
+            called = os.path.basename(os.path.normpath(directory))
+            folders.setdefault(ALIASES.get(called, called), []).append(directory)
+        return folders
 
     def _wait(self, model, _folder, sure):
         started = self._clock()
@@ -224,6 +231,14 @@ class _Progress:
         if self._rate > 0:
             text += ", %s/s, about %s left" % (_bytes(self._rate), _duration((self._total - self._done) / self._rate))
         return text
+
+
+def _model(folder, name):
+    return "%s/%s" % (folder, name.replace(os.sep, "/"))
+
+
+def _is_mark(path):
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def _is_unknown(failed):

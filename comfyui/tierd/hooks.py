@@ -95,6 +95,8 @@ class Pack:
         self._moving = 0  # loads and unloads under way, nested ones counted
         self._moving_lock = threading.Lock()
         self._snapshot_at = 0.0
+        self._hooked = {}  # name -> (owner, attribute, original)
+        self.reporter.before_hello = self._look_after_hooks
 
     def attach(self):
         """Puts all hooks in place. What became of each is in `reporter.hooks`, which hello sends."""
@@ -131,10 +133,17 @@ class Pack:
             if isinstance(owner, types.ModuleType):
                 self._replace_imported(attribute, original, hooked)
             self.reporter.hooks[name] = "attached"
+            self._hooked[name] = (owner, attribute, original)
             return original
         except Exception as error:
             self.reporter.hooks[name] = "failed: %s" % error
             return None
+
+    def _look_after_hooks(self):
+        """ComfyUI puts some functions back that node packs replaced: then tierd should know that it hears nothing from there."""
+        for name, (owner, attribute, original) in self._hooked.items():
+            if getattr(owner, attribute, None) is original:
+                self.reporter.hooks[name] = "failed: ComfyUI put the original back"
 
     def _replace_imported(self, name, original, hooked):
         """`from module import name` made copies of the reference: those are replaced too."""

@@ -53,6 +53,7 @@ class Reporter:
     def __init__(self, daemon, modules, clock=time.monotonic):
         self.worker = str(uuid.uuid4())
         self.hooks = {}
+        self.before_hello = lambda: None  # brings `hooks` up to date
         self.gate = Gate()
         self.dropped = 0
         self._daemon = daemon
@@ -132,6 +133,7 @@ class Reporter:
         return self._hello_at is None or self._clock() - self._hello_at >= HELLO_INTERVAL_S
 
     def _hello(self):
+        self.before_hello()
         status, _, data = self._send("POST", "/comfy/v1/hello", json.dumps(self._hello_body()).encode())
         if status != 200:
             self._refused("hello", status, data)

@@ -22,6 +22,9 @@ use tierd_cache::metrics;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::comfy::free;
+use crate::config::ComfyConfig;
+
 use self::client::Server;
 use self::history::Outcome;
 use self::queue::Queue;
@@ -119,45 +122,83 @@ impl Seen {
     }
 }
 
+/// How often the node packs' servers are asked for: a server that starts takes longer.
+const ANNOUNCED_INTERVAL: Duration = Duration::from_secs(2);
+
 /// The bridge: a watch for each server, started and stopped as servers come and go.
 pub struct Bridge {
     engine: EngineHandle,
     ram_ahead: u32,
+    configured: Vec<ServerConfig>,
     seen: Arc<Seen>,
     stop: CancellationToken,
     watches: BTreeMap<ServerConfig, CancellationToken>,
 }
 
 impl Bridge {
-    /// Starts to watch the configured servers. All watches end with `stop`.
+    /// Starts to watch the configured servers, and those on this machine whose node pack says where they listen. Ends with `stop`.
+    ///
+    /// Returns what the watches see.
     #[must_use]
-    pub fn start(servers: &[ServerConfig], ram_ahead: u32, engine: &EngineHandle, stop: &CancellationToken) -> Self {
+    pub fn start(config: &ComfyConfig, engine: &EngineHandle, stop: &CancellationToken) -> Arc<Seen> {
         let mut bridge = Self {
             engine: engine.clone(),
-            ram_ahead,
+            ram_ahead: config.ram_ahead,
+            configured: config.servers.clone(),
             seen: Arc::default(),
             stop: stop.clone(),
             watches: BTreeMap::new(),
         };
-        servers.iter().for_each(|server| bridge.watch(server.clone()));
-        bridge
+        bridge.set(&bridge.configured.clone());
+        let seen = bridge.seen.clone();
+        tokio::spawn(bridge.follow());
+        seen
     }
 
-    /// What the watches have seen.
-    #[must_use]
-    pub fn seen(&self) -> Arc<Seen> {
-        self.seen.clone()
-    }
-
-    /// Starts a watch, unless that server is watched or there are [`SERVERS_MAX`].
-    fn watch(&mut self, server: ServerConfig) {
-        if self.watches.contains_key(&server) || self.watches.len() >= SERVERS_MAX {
-            return;
+    /// Follows the servers that come and go.
+    async fn follow(mut self) {
+        let stop = self.stop.clone();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(ANNOUNCED_INTERVAL) => {}
+            }
+            let Ok(workers) = self.engine.workers().await else { return };
+            let mut servers = self.configured.clone();
+            for worker in workers {
+                // The same rule as for orders: a worker may name a port of this machine, and nothing else.
+                let Ok(uri) = free::target(&worker.hello.address) else { continue };
+                let Some(name) = uri.authority().map(ToString::to_string) else { continue };
+                if !servers.iter().any(|server| server.name == name) {
+                    servers.push(ServerConfig { url: format!("http://{name}"), name });
+                }
+            }
+            self.set(&servers);
         }
+    }
+
+    /// Watches exactly these servers from here on, at most [`SERVERS_MAX`].
+    fn set(&mut self, servers: &[ServerConfig]) {
+        let gone: Vec<ServerConfig> = self.watches.keys().filter(|server| !servers.contains(server)).cloned().collect();
+        for server in gone {
+            if let Some(stop) = self.watches.remove(&server) {
+                stop.cancel();
+                self.seen.remove(&server.name);
+            }
+        }
+        for server in servers {
+            if !self.watches.contains_key(server) && self.watches.len() < SERVERS_MAX {
+                self.watch(server.clone());
+            }
+        }
+    }
+
+    fn watch(&mut self, server: ServerConfig) {
         let stop = self.stop.child_token();
         self.seen.with(&server.name, |view| view.url.clone_from(&server.url));
         let watch = Watch {
             name: server.name.clone(),
+            url: server.url.clone(),
             server: Server::new(&server.url),
             engine: self.engine.clone(),
             ram_ahead: self.ram_ahead,
@@ -167,20 +208,5 @@ impl Bridge {
         };
         tokio::spawn(watch.run());
         self.watches.insert(server, stop);
-    }
-
-    /// Ends the watch over a server.
-    fn unwatch(&mut self, server: &ServerConfig) {
-        if let Some(stop) = self.watches.remove(server) {
-            stop.cancel();
-            self.seen.remove(&server.name);
-        }
-    }
-
-    /// Watches exactly these servers from here on.
-    pub fn set(&mut self, servers: &[ServerConfig]) {
-        let gone: Vec<ServerConfig> = self.watches.keys().filter(|server| !servers.contains(server)).cloned().collect();
-        gone.iter().for_each(|server| self.unwatch(server));
-        servers.iter().for_each(|server| self.watch(server.clone()));
     }
 }

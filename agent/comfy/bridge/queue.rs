@@ -16,6 +16,8 @@ use crate::comfy::workflow;
 pub const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// Prompts of a queue that are looked at. At a minute each that is a working day.
 pub const PROMPTS_MAX: usize = 512;
+/// Prompts that a GPU's memory is prepared for.
+const NEXT_PROMPTS_MAX: usize = 4;
 /// Longest prompt id that is kept.
 const ID_CHARS_MAX: usize = 200;
 
@@ -147,6 +149,20 @@ pub fn wants(queue: &Queue, ram_ahead: u32) -> Vec<Want> {
         }
     }
     wants
+}
+
+/// The models of the prompts that wait, each once, in the order of their turn.
+#[must_use]
+pub fn next(queue: &Queue) -> Vec<ModelKey> {
+    let mut next: Vec<ModelKey> = Vec::new();
+    for prompt in queue.prompts.iter().filter(|prompt| prompt.position > 0).take(NEXT_PROMPTS_MAX) {
+        for model in &prompt.needs.models {
+            if !next.contains(model) {
+                next.push(model.clone());
+            }
+        }
+    }
+    next
 }
 
 #[cfg(test)]

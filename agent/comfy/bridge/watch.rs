@@ -51,6 +51,7 @@ struct System {
 /// A watch that runs.
 pub(super) struct Watch {
     pub(super) name: String,
+    pub(super) url: String,
     pub(super) server: Server,
     pub(super) engine: EngineHandle,
     pub(super) ram_ahead: u32,
@@ -68,8 +69,7 @@ impl Watch {
             () = stop.cancelled() => {}
             () = self.watch() => {}
         }
-        // The engine may be gone already; then nobody expects anything.
-        let _ = self.engine.expect(self.source(), Vec::new()).await;
+        self.expect_nothing().await;
     }
 
     fn source(&self) -> String {
@@ -109,7 +109,13 @@ impl Watch {
     async fn forget(&mut self) {
         self.memory.clear();
         self.seen.with(&self.name, |view| view.queue = Queue::default());
+        self.expect_nothing().await;
+    }
+
+    async fn expect_nothing(&self) {
+        // The engine may be gone already; then nobody expects anything.
         let _ = self.engine.expect(self.source(), Vec::new()).await;
+        let _ = self.engine.expect_models(self.url.clone(), Vec::new()).await;
     }
 
     /// Connects, learns who answers, and follows its queue until it goes away.
@@ -209,6 +215,8 @@ impl Watch {
         if self.engine.expect(self.source(), wants).await.is_err() {
             return;
         }
+        // For the GPU's side: what its server will load next. An engine that is gone needs no word.
+        let _ = self.engine.expect_models(self.url.clone(), queue::next(&queue)).await;
         let now: HashSet<&str> = queue.prompts.iter().map(|prompt| prompt.id.as_str()).collect();
         let gone: Vec<String> = known_before.iter().filter(|id| !now.contains(id.as_str())).cloned().collect();
         let fresh: Vec<_> = queue.prompts.iter().filter(|prompt| !known_before.contains(&prompt.id)).collect();

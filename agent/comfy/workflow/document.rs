@@ -22,7 +22,7 @@ const TEXT_WEIGHT: usize = 64;
 ///
 /// Any [`WorkflowError`] but [`WorkflowError::NotAWorkflow`]: what the JSON holds is not looked at.
 pub fn parse(bytes: &[u8]) -> Result<Value, WorkflowError> {
-    parse_within(extract(bytes)?, BYTES_MAX)
+    parse_within(bytes, BYTES_MAX)
 }
 
 /// The JSON of a workflow: the bytes themselves, or what a PNG holds.
@@ -34,13 +34,28 @@ pub fn extract(bytes: &[u8]) -> Result<&[u8], WorkflowError> {
     if bytes.starts_with(PNG) { in_png(&bytes[PNG.len()..]) } else { Ok(bytes) }
 }
 
-/// Reads JSON of at most `bytes_max` bytes.
-fn parse_within(bytes: &[u8], bytes_max: usize) -> Result<Value, WorkflowError> {
+/// The same with a limit of one's own.
+///
+/// # Errors
+///
+/// As [`parse`].
+pub fn parse_within(bytes: &[u8], bytes_max: usize) -> Result<Value, WorkflowError> {
+    let bytes = extract(bytes)?;
     if bytes.len() > bytes_max {
         return Err(WorkflowError::TooLarge { bytes: bytes.len(), max: bytes_max });
     }
     // Editors on Windows begin their files so.
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    match read(bytes) {
+        Err(WorkflowError::NotJson { detail }) => match without_nan(bytes) {
+            Some(plain) => read(&plain),
+            None => Err(WorkflowError::NotJson { detail }),
+        },
+        done => done,
+    }
+}
+
+fn read(bytes: &[u8]) -> Result<Value, WorkflowError> {
     let count = Count { left: Cell::new(VALUES_MAX), over: Cell::new(None) };
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let read = Seed { count: &count, depth: 0 }.deserialize(&mut json).and_then(|value| json.end().map(|()| value));
@@ -49,6 +64,36 @@ fn parse_within(bytes: &[u8], bytes_max: usize) -> Result<Value, WorkflowError> 
         Some(Over::Values) => WorkflowError::TooManyValues { max: VALUES_MAX },
         None => WorkflowError::NotJson { detail: error.to_string().chars().take(200).collect() },
     })
+}
+
+/// The same with `null` for the numbers that JSON does not have: Python writes them, and ComfyUI's pictures hold them. `None`
+/// if there are none.
+fn without_nan(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(bytes.len());
+    let (mut rest, mut in_text, mut found) = (bytes, false, false);
+    while let Some((first, behind)) = rest.split_first() {
+        let word =
+            [b"NaN".as_slice(), b"Infinity", b"-Infinity"].into_iter().find(|word| !in_text && rest.starts_with(word));
+        if let Some(word) = word {
+            found = true;
+            out.extend_from_slice(b"null");
+            rest = &rest[word.len()..];
+            continue;
+        }
+        out.push(*first);
+        rest = behind;
+        match first {
+            b'"' => in_text = !in_text,
+            // What a backslash escapes ends no text.
+            b'\\' if in_text => {
+                let Some((escaped, behind)) = rest.split_first() else { break };
+                out.push(*escaped);
+                rest = behind;
+            }
+            _ => {}
+        }
+    }
+    found.then_some(out)
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -26,7 +26,7 @@ use tierd_cache::engine::known::Known;
 use tierd_cache::fault::Fault;
 use tierd_cache::ids::ModelKey;
 
-pub use document::{extract, parse};
+pub use document::{extract, parse, parse_within};
 
 /// Most bytes of a workflow that are read, unless the caller has a limit of its own. The largest workflows known have two.
 pub const BYTES_MAX: usize = 16 << 20;
@@ -43,11 +43,11 @@ pub const TEXT_BYTES_MAX: usize = 128 << 20;
 /// Deepest nesting of subgraphs.
 pub const SUBGRAPH_DEPTH_MAX: usize = 16;
 /// Most needs; also most rows of what is idle and of what is unresolved.
-pub const NEEDS_MAX: usize = 4096;
+pub const NEEDS_MAX: usize = 2048;
 /// Most places told for one need.
-pub const PLACES_MAX: usize = 64;
+pub const PLACES_MAX: usize = 16;
 /// Most candidates told for one need.
-pub const CANDIDATES_MAX: usize = 8;
+pub const CANDIDATES_MAX: usize = 4;
 /// Most characters of a text that are told.
 pub const SHOWN_CHARS_MAX: usize = 300;
 

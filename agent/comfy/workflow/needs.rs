@@ -138,7 +138,8 @@ impl Collector<'_> {
             // Named by its own input: `lora_1.lora` is a `lora`.
             let last = path.rsplit('.').next().filter(|last| !last.is_empty());
             let input = last.or(field.name.named());
-            let folder = field.name.named().filter(|_| path.is_empty());
+            // Some extensions wrap the choice of a drop-down.
+            let folder = field.name.named().filter(|_| path.is_empty() || path == ".content");
             let folder = folder.and_then(|name| loaders::folder(node.class, name).map(|folder| (name, folder)));
             let meaning = match folder {
                 Some((name, folder)) => name::of_loader(node.class, name, folder, text, self.known),

@@ -5,6 +5,7 @@
 mod comfy;
 mod daemon;
 mod engine;
+mod fleet;
 mod origin;
 
 use super::kind::Kind;
@@ -24,11 +25,12 @@ pub(in crate::config) enum Section {
     Limits,
     Daemon,
     Comfy,
+    Fleet,
 }
 
 impl Section {
     /// All sections, in the order of the reference file.
-    pub(in crate::config) const ALL: [Self; 12] = [
+    pub(in crate::config) const ALL: [Self; 13] = [
         Self::Store,
         Self::Ram,
         Self::Origin,
@@ -41,6 +43,7 @@ impl Section {
         Self::Limits,
         Self::Daemon,
         Self::Comfy,
+        Self::Fleet,
     ];
 
     /// Its name in the file.
@@ -58,6 +61,7 @@ impl Section {
             Self::Limits => "limits",
             Self::Daemon => "daemon",
             Self::Comfy => "comfy",
+            Self::Fleet => "fleet",
         }
     }
 
@@ -73,7 +77,7 @@ impl Section {
 
     /// Whether its header alone changes what the daemon does, so that the reference file must comment it out.
     pub(in crate::config) fn is_optional(self) -> bool {
-        matches!(self, Self::Origin | Self::Tcp | Self::Tls)
+        matches!(self, Self::Origin | Self::Tcp | Self::Tls | Self::Fleet)
     }
 
     /// What it is about.
@@ -100,6 +104,10 @@ impl Section {
             Self::Limits => "Limits of queues and lists: none of them may grow without bound.",
             Self::Daemon => "The process.",
             Self::Comfy => "ComfyUI on this node: what its node pack may ask for, and what its reports are used for.",
+            Self::Fleet => {
+                "Many nodes over NATS: this one answers how soon a set could be ready, and tells what it holds and what happens. \
+                 Off unless this section is there. docs/fleet.md has the messages."
+            }
         }
     }
 }
@@ -151,7 +159,7 @@ impl Spec {
 
 /// Every option.
 pub(in crate::config) fn all() -> impl Iterator<Item = &'static Spec> {
-    engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(&daemon::OPTIONS).chain(&comfy::OPTIONS)
+    engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(&daemon::OPTIONS).chain(&comfy::OPTIONS).chain(&fleet::OPTIONS)
 }
 
 /// The option `key` of `section`.

@@ -1,11 +1,13 @@
 //! The handle: how everyone else speaks to the engine. Sends commands and waits for answers; holds no state.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::engine::known::Known;
+use crate::engine::outlook::Outlook;
 use crate::engine::view::{
     EnsureRequest, EnsureUpdate, EvictReport, FlightView, ImportedFile, LeaseView, ModelFilter, ModelPage, ModelView,
     MoveReport, NodeView, Occurrence, RamHold,
@@ -76,6 +78,7 @@ pub(crate) enum Command {
         models: Vec<ModelKey>,
         reply: oneshot::Sender<Result<mpsc::Receiver<Verified>, Fault>>,
     },
+    Hint(crate::engine::hints::Hint),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -105,14 +108,21 @@ pub struct Watch {
 #[derive(Debug, Clone)]
 pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
+    outlook: watch::Receiver<Arc<Outlook>>,
 }
 
 impl EngineHandle {
-    pub(crate) fn new(commands: mpsc::Sender<Command>) -> Self {
-        Self { commands }
+    pub(crate) fn new(commands: mpsc::Sender<Command>, outlook: watch::Receiver<Arc<Outlook>>) -> Self {
+        Self { commands, outlook }
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Fault> {
+    /// The node as estimates see it, at most some tens of milliseconds old. Asks nobody and never waits for the engine.
+    #[must_use]
+    pub fn outlook(&self) -> Arc<Outlook> {
+        self.outlook.borrow().clone()
+    }
+
+    pub(super) async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Fault> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| Fault::ShuttingDown)?;
         answer.await.map_err(|_| Fault::ShuttingDown)

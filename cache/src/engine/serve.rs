@@ -108,6 +108,7 @@ impl Engine {
             Command::Verify { models, reply } => {
                 let _ = reply.send(self.verify(models));
             }
+            Command::Hint(hint) => self.hint(hint),
             Command::Shutdown(reply) => self.drain(reply),
         }
     }
@@ -162,6 +163,7 @@ impl Engine {
             }
             Done::Held(blob, result) => self.held(blob, result),
             Done::Pressed(look) => self.pressed(&look),
+            Done::Hinted(looked) => self.hinted(looked),
             Done::UnreserveImport(bytes) => self.state.unreserve_import(bytes),
         }
     }
@@ -204,6 +206,7 @@ impl Engine {
             self.measure_ram();
         }
         let stream = self.callers.add(id, request.progress_interval, self.clock.now());
+        self.foretell(id, &request);
         self.apply(Event::Ensure { id, request });
         stream
     }
@@ -323,15 +326,18 @@ impl Engine {
 
     fn node(&self) -> NodeView {
         let (flights, ensures, leases, models_known) = self.state.counts();
+        let now = self.clock.now();
+        let tiers = [self.state.vram(now), Some(self.ram_view()), Some(self.state.disk(self.store.mode()))];
         NodeView {
             uptime: Duration::from_micros(self.clock.now().0),
-            tiers: vec![self.ram_view(), self.state.disk(self.store.mode())],
+            tiers: tiers.into_iter().flatten().collect(),
             origins: self.origins.iter().map(|origin| self.origin(origin)).collect(),
             flights,
             ensures,
             leases,
             models_known,
             models_path: self.models_path.clone(),
+            workers: self.state.workers(now),
         }
     }
 

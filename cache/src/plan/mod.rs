@@ -1,8 +1,12 @@
 //! Policy: what to evict, how many connections to use. Arithmetic only: time is an argument, nothing is touched.
 
+pub mod calibration;
 pub mod connections;
 pub mod expected;
 pub mod lru;
+pub mod rank;
+pub mod rates;
+pub mod readiness;
 
 use crate::clock::Tick;
 use crate::ids::BlobId;

@@ -1,6 +1,7 @@
 //! Claims about whole workflows. The files are in `tests/data/workflows`, with their sources and licences.
 
 mod hostile;
+mod templates;
 mod traps;
 
 use serde_json::{Value, json};
@@ -141,6 +142,14 @@ fn a_picture_that_comfyui_saved_is_a_workflow() {
     }
     let none = [head, chunk(b"IDAT", &[0; 9]), chunk(b"IEND", b"")].concat();
     assert!(matches!(parse(&none), Err(WorkflowError::NotInPng { .. })));
+}
+
+#[test]
+fn numbers_that_only_python_knows_are_no_hindrance() {
+    let text =
+        r#"{"1": {"class_type": "VAELoader", "is_changed": [NaN, -Infinity], "inputs": {"vae_name": "NaN \"NaN.pt"}}}"#;
+    let found = read(text, &Known::default());
+    assert_eq!(models(&found), ["vae/NaN \"NaN.pt"], "in texts they stay");
 }
 
 #[test]

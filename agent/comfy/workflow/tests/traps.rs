@@ -73,6 +73,25 @@ fn each_instance_has_its_own_values_and_without_any_those_inside_count() {
 }
 
 #[test]
+fn a_custom_loader_inside_takes_what_its_instance_gives() {
+    let loader = json!({
+        "id": 7, "type": "DualCLIPLoaderGGUF", "mode": 0, "widgets_values": ["one.gguf", "stale.gguf", "flux"],
+        "inputs": [{"name": "clip_name2", "type": "COMBO", "widget": {"name": "clip_name2"}, "link": 70}],
+    });
+    let sub = json!({
+        "id": "sub", "nodes": [loader], "inputs": [{"name": "clip", "type": "COMBO"}],
+        "links": [{"id": 70, "origin_id": -10, "origin_slot": 0, "target_id": 7, "target_slot": 0, "type": "COMBO"}],
+    });
+    let mut document = drawn(json!([node(1, "sub", json!(["two.gguf"]), json!([]))]), json!([]));
+    document["definitions"] = json!({"subgraphs": [sub]});
+    let catalog = known(&["text_encoders/one.gguf", "text_encoders/two.gguf"]);
+    let found = resolve(&document, &catalog).expect("a workflow");
+    assert_eq!(models(&found), ["text_encoders/one.gguf", "text_encoders/two.gguf"]);
+    let [stale] = found.unresolved.as_slice() else { panic!("{:?}", found.unresolved) };
+    assert!(!stale.required, "which of its values is stale is not known, so it is told and hinders nothing");
+}
+
+#[test]
 fn proxies_with_values_give_them_by_name() {
     let mut instance = node(1, "sub", json!(["own.safetensors", 7]), json!([]));
     instance["properties"] = json!({"proxyWidgets": [["-1", "unet_name"], ["7", "weight_dtype"]]});
@@ -214,6 +233,37 @@ fn an_image_that_is_encoded_first_wants_its_vae_first() {
         "upscale_models/up.pth",
     ];
     assert_eq!(models(&found), expected);
+}
+
+#[test]
+fn a_model_that_is_set_and_got_by_name_keeps_its_turn() {
+    let link = |name: &str, kind: &str, link: u64| json!([{"name": name, "type": kind, "link": link}]);
+    let found = of(&drawn(
+        json!([
+            node(1, "VAELoader", json!(["v.pt"]), json!([])),
+            node(2, "UNETLoader", json!(["u.pt"]), json!([])),
+            node(3, "SetNode", json!(["the.model.pt"]), link("MODEL", "MODEL", 1)),
+            node(4, "GetNode", json!(["the.model.pt"]), json!([])),
+            node(
+                5,
+                "VAEDecode",
+                json!([]),
+                json!([{"name": "vae", "type": "VAE", "link": 3}, {"name": "samples", "type": "LATENT", "link": 4}])
+            ),
+            node(6, "KSampler", json!([]), link("model", "MODEL", 2)),
+        ]),
+        json!([[1, 2, 0, 3, 0, "MODEL"], [2, 4, 0, 6, 0, "MODEL"], [3, 1, 0, 5, 0, "VAE"], [4, 6, 0, 5, 1, "LATENT"]]),
+    ));
+    assert_eq!(models(&found), ["diffusion_models/u.pt", "vae/v.pt"]);
+    assert!(found.unresolved.is_empty(), "{:?}", found.unresolved);
+}
+
+#[test]
+fn a_choice_that_an_extension_wraps_is_a_choice() {
+    let found = of(
+        &json!({"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": {"content": "a.ckpt", "image": null}}}}),
+    );
+    assert_eq!(models(&found), ["checkpoints/a.ckpt"]);
 }
 
 #[test]

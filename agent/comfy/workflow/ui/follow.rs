@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::scope::Tree;
 use super::sheet::{Drawn, Sheet};
-use super::{PRIMITIVE, REROUTE};
+use super::{GET, PRIMITIVE, REROUTE};
 use crate::comfy::workflow::Idle;
 
 /// Most steps from one end of a link to its beginning. Links that go round end here.
@@ -52,6 +52,13 @@ pub(super) fn origin<'a>(
             Some(Idle::Muted) => None,
             Some(Idle::Bypassed | Idle::Off) => past(node, link.from_slot, link.kind),
             None if node.class == REROUTE => node.plugs.first().and_then(|plug| plug.link),
+            None if node.class == GET => match node.label().and_then(|label| taken(sheets, tree, scope, label)) {
+                Some((at, link)) => {
+                    scope = at;
+                    Some(link)
+                }
+                None => None,
+            },
             None if node.class == PRIMITIVE => {
                 let value = node.values.and_then(|values| values.get(0));
                 return (value.map_or(Origin::Nowhere, Origin::Value), kind);
@@ -73,6 +80,16 @@ pub(super) fn origin<'a>(
         }
     }
     (Origin::Nowhere, kind)
+}
+
+/// The link that is taken under a name: in the same scope, else in those around it.
+fn taken(sheets: &[Sheet<'_>], tree: &Tree<'_>, mut scope: usize, label: &str) -> Option<(usize, i64)> {
+    loop {
+        if let Some(link) = sheets[tree.scopes[scope].sheet].sets.get(label) {
+            return Some((scope, *link));
+        }
+        (scope, _) = tree.scopes[scope].parent?;
+    }
 }
 
 /// What comes into a scope at one place: the link outside, or what there is instead.

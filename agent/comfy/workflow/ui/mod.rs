@@ -13,7 +13,7 @@ mod scope;
 mod sheet;
 mod widgets;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::{Map, Value};
 
@@ -27,6 +27,9 @@ use super::{EDGES_MAX, Form, Reached, loaders};
 const NOTES: [&str; 2] = ["Note", "MarkdownNote"];
 const REROUTE: &str = "Reroute";
 const PRIMITIVE: &str = "PrimitiveNode";
+/// A widely used pair that stands for a link without a line: one takes it under a name, the other gives it by that name.
+const SET: &str = "SetNode";
+const GET: &str = "GetNode";
 
 /// The graph of a drawn workflow.
 pub(super) fn graph(document: &Map<String, Value>) -> Graph<'_> {
@@ -115,11 +118,14 @@ impl<'a> Reader<'_, 'a> {
                 Some(Field { name: *name, said })
             })
             .collect();
-        // A loader whose value is not written here, but comes from elsewhere.
-        for (_, input, _) in loaders::inputs(self.drawn.class) {
-            let is_here = own.iter().any(|(name, _)| *name == Name::Named(input));
-            if !is_here && let Some(said) = self.said(Name::Named(input), None, links.get(input).copied()) {
-                fields.push(Field { name: Name::Named(input), said });
+        // What is not written here under its name, but comes from elsewhere: by a link, or given by the instance around.
+        let inputs = loaders::inputs(self.drawn.class).iter().map(|(_, input, _)| *input);
+        let given = self.scope().names_given_to(&self.drawn.id);
+        let names: BTreeSet<&'a str> = inputs.chain(links.keys().copied()).chain(given).collect();
+        for name in names {
+            let is_here = own.iter().any(|(own, _)| *own == Name::Named(name));
+            if !is_here && let Some(said) = self.said(Name::Named(name), None, links.get(name).copied()) {
+                fields.push(Field { name: Name::Named(name), said });
             }
         }
         fields

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use super::sheet::{Drawn, Sheet};
-use super::{NOTES, PRIMITIVE, REROUTE};
+use super::{GET, NOTES, PRIMITIVE, REROUTE, SET};
 use crate::comfy::workflow::{Idle, NODES_MAX, Place, Reached, Reason, SUBGRAPH_DEPTH_MAX, Unresolved, shown};
 
 /// Most rows about instances that are told.
@@ -48,6 +48,11 @@ impl<'a> Scope<'a> {
     /// What the instance around gives an inner node's input directly.
     pub(super) fn given_to(&self, node: &str, input: &str) -> Option<&'a Value> {
         self.proxied.get(node)?.get(input).copied()
+    }
+
+    /// The inputs of an inner node to which the instance around gives something directly.
+    pub(super) fn names_given_to(&self, node: &str) -> impl Iterator<Item = &'a str> {
+        self.proxied.get(node).into_iter().flat_map(|given| given.keys().copied())
     }
 }
 
@@ -102,7 +107,7 @@ impl<'a> Opener<'_, 'a> {
                 }
                 continue;
             }
-            if NOTES.contains(&drawn.class) || drawn.class == REROUTE || drawn.class == PRIMITIVE {
+            if NOTES.contains(&drawn.class) || [REROUTE, PRIMITIVE, SET, GET].contains(&drawn.class) {
                 continue;
             }
             if self.tree.nodes.len() >= NODES_MAX {

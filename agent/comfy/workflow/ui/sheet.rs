@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde_json::{Map, Value};
 
 use super::super::Idle;
+use super::SET;
 
 /// The id of the node that stands for what goes into a subgraph, unless it says otherwise; and of what comes out.
 const IN: &str = "-10";
@@ -25,6 +26,8 @@ pub(super) struct Sheet<'a> {
     pub(super) outs: HashMap<u64, i64>,
     /// The id that stands for what goes in.
     pub(super) in_id: String,
+    /// The links that are taken under a name.
+    pub(super) sets: HashMap<&'a str, i64>,
 }
 
 /// A node as drawn.
@@ -42,7 +45,12 @@ pub(super) struct Drawn<'a> {
     pub(super) listed: Option<&'a Value>,
 }
 
-impl Drawn<'_> {
+impl<'a> Drawn<'a> {
+    /// Its first value, as a text.
+    pub(super) fn label(&self) -> Option<&'a str> {
+        self.values.and_then(|values| values.get(0)).and_then(Value::as_str)
+    }
+
     /// How many values it has.
     pub(super) fn values_len(&self) -> usize {
         match self.values {
@@ -103,7 +111,9 @@ fn sheet(map: &Map<String, Value>) -> Sheet<'_> {
         Slot { name: text(slot, "name"), is_widget: widget_slots.get(&(index as u64)).copied().unwrap_or(typed) }
     });
     let outs = links.iter().filter(|(_, link)| link.to == out_id).map(|(id, link)| (link.to_slot, *id));
+    let sets = nodes.iter().filter(|node| node.class == SET && node.idle.is_none()).filter_map(set).collect();
     Sheet {
+        sets,
         id: map.get("id").and_then(Value::as_str).unwrap_or_default(),
         slots: slots.collect(),
         outs: outs.collect(),
@@ -112,6 +122,11 @@ fn sheet(map: &Map<String, Value>) -> Sheet<'_> {
         links,
         in_id,
     }
+}
+
+/// The link that a node takes under a name.
+fn set<'a>(node: &Drawn<'a>) -> Option<(&'a str, i64)> {
+    Some((node.label()?, node.plugs.first()?.link?))
 }
 
 /// For each thing that goes in and is used: whether it ends at a widget.

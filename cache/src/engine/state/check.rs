@@ -55,6 +55,7 @@ impl State {
             let running = self.requests.values().filter(|request| request.source.origin == lane.origin).count() as u32;
             claim(lane.running == running, &|| format!("{} counts {} of {running}", lane.origin, lane.running));
         }
+        wrong.extend(self.vram.ledger.check());
         wrong
     }
 }

@@ -1,6 +1,7 @@
 //! Which piece is fetched next, from where: demand before prefetch, within the connections that each origin gets.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::catalog::Source;
@@ -27,6 +28,11 @@ pub(crate) struct Request {
     pub(crate) aborting: bool,
     /// Whether it is the first of a flight that is only expected: it is spared while nobody waits.
     pub(crate) first: bool,
+    pub(crate) started: Tick,
+    /// Bytes that it was asked for.
+    pub(crate) bytes: u64,
+    /// Requests to its origin when it started, itself included.
+    pub(crate) beside: u32,
 }
 
 impl State {
@@ -83,7 +89,7 @@ impl State {
             let found = flight.usable().find_map(|source| Some((lane_of(source)?, source.clone())));
             let Some((lane, source)) = found else { continue };
             room -= 1;
-            self.start_request(*id, lane, source, BTreeSet::from([first]), false);
+            self.start_request(*id, (lane, source), BTreeSet::from([first]), false, now);
         }
     }
 
@@ -105,7 +111,7 @@ impl State {
                 return;
             }
             let pieces: BTreeSet<u32> = if whole { flight.pending.clone() } else { BTreeSet::from([first]) };
-            self.start_request(id, lane, source, pieces, whole);
+            self.start_request(id, (lane, source), pieces, whole, now);
         }
     }
 
@@ -126,7 +132,14 @@ impl State {
         None
     }
 
-    fn start_request(&mut self, id: FlightId, lane: usize, source: Source, pieces: BTreeSet<u32>, whole: bool) {
+    fn start_request(
+        &mut self,
+        id: FlightId,
+        (lane, source): (usize, Source),
+        pieces: BTreeSet<u32>,
+        whole: bool,
+        now: Tick,
+    ) {
         let Some(flight) = self.flights.get_mut(&id) else { return };
         let request = RequestId(self.next_request);
         self.next_request += 1;
@@ -141,6 +154,8 @@ impl State {
         let (first, count) =
             if whole { (0, all.end) } else { (pieces.first().copied().unwrap_or(0), pieces.len() as u32) };
         let skip = if whole { all.filter(|piece| !pieces.contains(piece)).collect() } else { Vec::new() };
+        let bytes = pieces.iter().map(|piece| flight.bytes_of(*piece)).sum();
+        let beside = self.lanes[lane].running;
         let priority = self.flights.get(&id).map_or(Priority::Prefetch, |flight| self.priority_of(flight));
         self.out.push(Effect::Fetch(Fetch {
             request,
@@ -152,7 +167,10 @@ impl State {
             skip,
             priority,
         }));
-        self.requests.insert(request, Request { flight: id, source, left: pieces, aborting: false, first: first_one });
+        let started = now;
+        let asked =
+            Request { flight: id, source, left: pieces, aborting: false, first: first_one, started, bytes, beside };
+        self.requests.insert(request, asked);
     }
 
     /// What is urgent waits for connections that less urgent flights hold: they give them up at once, the farthest first. Their pieces
@@ -188,7 +206,12 @@ impl State {
         let Some(ended) = self.requests.remove(&request) else { return };
         let origin = ended.source.origin.clone();
         if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.origin == origin) {
+            // The middle of how many there were when it began and when it ended.
+            let beside = (ended.beside + lane.running).div_ceil(2);
             lane.running -= 1;
+            if result.is_ok() {
+                Arc::make_mut(&mut self.rates).request(&origin, beside, ended.bytes, now.since(ended.started));
+            }
         }
         let Some(flight) = self.flights.get_mut(&id) else { return };
         flight.requests.remove(&request);

@@ -234,6 +234,7 @@ impl State {
 
     /// Locks expected models in RAM, the nearest first, demoting only what nobody expects sooner.
     pub(super) fn place_expected(&mut self, now: Tick) {
+        self.release_copied();
         if self.memory.paused || self.expected.is_empty() {
             return;
         }
@@ -242,6 +243,8 @@ impl State {
             match self.memory.held.get(&blob).map(|held| held.stage) {
                 Some(RamStage::Locking | RamStage::Locked) => continue,
                 Some(RamStage::Unlocking) => return,
+                // Whoever will use it has a copy of its own: nobody will read these pages.
+                None if self.vram.ledger.is_copied(blob) => continue,
                 None => {}
             }
             if bytes > self.memory.budget.limit() {
@@ -297,13 +300,40 @@ impl State {
         self.memory.held.keys().copied().filter(|blob| self.is_expected_in_ram(*blob)).collect()
     }
 
+    /// Gives back the RAM of models that were locked for a prompt and are whole in VRAM now, by readers that keep copies of their own.
+    /// What a reader streams from the disk at each use stays.
+    fn release_copied(&mut self) {
+        if self.memory.placed.is_empty() {
+            return;
+        }
+        let leased = self.hard_or_soft();
+        let copied = |blob: &BlobId| self.vram.ledger.is_copied(*blob) && !leased.contains(blob);
+        let locked = |blob: &BlobId| self.memory.is_locked(*blob) && !self.is_wanted_in_ram(*blob);
+        let done: Vec<BlobId> =
+            self.memory.placed.iter().copied().filter(|blob| copied(blob) && locked(blob)).collect();
+        for blob in done {
+            let by = "comfyui: it is in VRAM, and its reader keeps a copy of its own".to_owned();
+            self.start_unlock(blob, DemoteReason::Asked { by });
+        }
+    }
+
+    /// Blobs that leases hold in RAM.
+    fn hard_or_soft(&self) -> BTreeSet<BlobId> {
+        let leases = self.leases.values().filter(|lease| lease.view.ram != crate::engine::view::RamHold::None);
+        leases
+            .flat_map(|lease| &lease.view.models)
+            .filter_map(|model| self.links.get(model))
+            .map(|link| link.blob)
+            .collect()
+    }
+
     /// Gives back the RAM of models that were locked for a reader which has read them and keeps its own copy.
     fn release_loaded(&mut self, had_ram: &BTreeSet<ModelKey>) {
         let read = |model: &&ModelKey| self.expected.rank(model).is_some() && !self.expected.wants_ram(model);
         let loaded: Vec<BlobId> =
             had_ram.iter().filter(read).filter_map(|model| self.links.get(model)).map(|link| link.blob).collect();
         for blob in loaded {
-            let leased = self.leased_in_ram().contains_key(&blob);
+            let leased = self.hard_or_soft().contains(&blob);
             if self.memory.placed.remove(&blob)
                 && !leased
                 && !self.is_wanted_in_ram(blob)

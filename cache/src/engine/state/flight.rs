@@ -1,6 +1,7 @@
 //! Flights: one fetch of one blob, from a promise of room to a whole, named file.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::catalog::Source;
 use crate::clock::Tick;
@@ -30,6 +31,8 @@ pub(crate) struct Flight {
     pub(crate) priority: Priority,
     pub(crate) started: Tick,
     pub(crate) stage: Stage,
+    /// Since when the disk works on it.
+    pub(crate) disk_since: Tick,
     /// Whether the disk works on it: it is let go once the disk has answered.
     pub(crate) disk_busy: bool,
     /// The blob that the disk is committing for it, also if it was cancelled since.
@@ -199,6 +202,7 @@ impl State {
             priority,
             started: now,
             stage: Stage::Waiting,
+            disk_since: now,
             disk_busy: false,
             committing: None,
             has_file: false,
@@ -236,6 +240,7 @@ impl State {
                 Stage::Granted if self.disk_jobs < DISK_JOBS_MAX => {
                     flight.stage = Stage::Opening;
                     flight.disk_busy = true;
+                    flight.disk_since = now;
                     self.disk_jobs += 1;
                     self.out.push(Effect::Open { flight: id, name: flight.name, bytes: flight.layout.bytes() });
                 }
@@ -244,6 +249,7 @@ impl State {
                     flight.committing = Some(blob);
                     committing.insert(blob);
                     flight.disk_busy = true;
+                    flight.disk_since = now;
                     self.disk_jobs += 1;
                     let link = |(model, source): (&ModelKey, &Option<Source>)| StoredLink {
                         model: model.clone(),
@@ -277,6 +283,7 @@ impl State {
         }
         match pieces {
             Ok(pieces) => {
+                Arc::make_mut(&mut self.rates).open.saw(flight.layout.bytes(), now.since(flight.disk_since));
                 flight.stage = Stage::Fetching;
                 flight.forget_pieces();
                 for (piece, cv) in pieces {
@@ -367,7 +374,10 @@ impl State {
             return;
         };
         match result {
-            Ok(commit) => self.land(id, Some(blob), commit, now),
+            Ok(commit) => {
+                Arc::make_mut(&mut self.rates).commit.saw(flight.layout.bytes(), now.since(flight.disk_since));
+                self.land(id, Some(blob), commit, now);
+            }
             Err(CommitFault::Corrupt { expected, actual }) => self.corrupt(id, expected, actual, now),
             Err(CommitFault::Local(fault)) => self.end_flight(id, &fault, Keep::Pieces, now),
         }
@@ -376,6 +386,7 @@ impl State {
     /// A flight's blob is on the disk under its names.
     fn land(&mut self, id: FlightId, blob: Option<BlobId>, commit: Commit, now: Tick) {
         let Some(mut flight) = self.flights.remove(&id) else { return };
+        let landed = flight.landing > 0;
         self.end_landing(&mut flight);
         let cvs: Vec<Cv> = flight.cvs.iter().flatten().copied().collect();
         let blob = blob.unwrap_or_else(|| piece::root(flight.layout, &cvs));
@@ -410,7 +421,9 @@ impl State {
             blob.holds += held;
         }
         // What was promised a line above is still there: its pages are locked before anybody else asks.
+        self.memory.landed = landed.then_some(blob);
         self.fill_memory(now);
+        self.memory.landed = None;
         let mut view = self.flight_view(id, &flight, now);
         view.blob = Some(blob);
         view.phase = Phase::Ready;

@@ -124,6 +124,7 @@ impl State {
             leases: leases.collect(),
             flight: flight.map(|(id, _)| *id),
             sources: entry.map(|entry| entry.sources.iter().map(source).collect()).unwrap_or_default(),
+            vram: blob.and(link).map_or(0, |link| self.vram.ledger.loaded(link.blob)),
         }
     }
 
@@ -177,13 +178,7 @@ impl State {
         let link = self.links.get(model);
         let blob = link.and_then(|link| self.blobs.get(&link.blob));
         match (blob, link) {
-            (Some(blob), Some(link)) if blob.fate == Fate::Kept => {
-                if self.memory.is_locked(link.blob) {
-                    Tier::Ram
-                } else {
-                    Tier::Nvme
-                }
-            }
+            (Some(blob), Some(link)) if blob.fate == Fate::Kept => self.fastest(link.blob),
             _ => Tier::Origin,
         }
     }

@@ -3,6 +3,7 @@
 //! RAM holds copies of what is on the disk, never anything else: a blob that leaves the disk leaves RAM first.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use crate::budget::Budget;
 use crate::clock::Tick;
@@ -25,6 +26,8 @@ pub(crate) struct Memory {
     regrow: VecDeque<BlobId>,
     /// Bytes that may come back now.
     growth: u64,
+    /// The blob whose pages have just landed: to lock it costs no reading.
+    pub(super) landed: Option<BlobId>,
     /// Nothing new is promoted while the node is short of memory.
     pub(crate) paused: bool,
     pub(super) policy: Box<dyn EvictionPolicy>,
@@ -38,6 +41,8 @@ pub(crate) struct Held {
     pub(crate) bytes: u64,
     pub(crate) stage: Stage,
     since: Tick,
+    /// All bytes that were being locked when this began, its own included; `None` if its pages landed and need no reading.
+    beside: Option<u64>,
 }
 
 /// Where a blob is on its way.
@@ -60,6 +65,7 @@ impl Memory {
             queue: VecDeque::new(),
             regrow: VecDeque::new(),
             growth: 0,
+            landed: None,
             paused: false,
             policy,
             placed: BTreeSet::new(),
@@ -70,8 +76,13 @@ impl Memory {
         self.held.get(&blob).is_some_and(|held| held.stage == Stage::Locked)
     }
 
+    /// Bytes on their way in.
+    pub(crate) fn locking(&self) -> u64 {
+        self.held.values().filter(|held| held.stage == Stage::Locking).map(|held| held.bytes).sum()
+    }
+
     /// Bytes on their way out.
-    pub(super) fn leaving(&self) -> u64 {
+    pub(crate) fn leaving(&self) -> u64 {
         self.held.values().filter(|held| held.stage == Stage::Unlocking).map(|held| held.bytes).sum()
     }
 }
@@ -212,17 +223,19 @@ impl State {
 
     /// Lets come back what went for want of memory, the last to go first, as far as there is room to spare.
     fn regrow(&mut self, now: Tick) {
-        while let Some(blob) = self.memory.regrow.back().copied() {
+        // What is whole in VRAM waits until it is unloaded: its worker does not read the pages.
+        while let Some(at) = self.memory.regrow.iter().rposition(|blob| !self.vram.ledger.is_copied(*blob)) {
+            let blob = self.memory.regrow[at];
             let Some(bytes) = self.blobs.get(&blob).filter(|blob| blob.fate == Fate::Kept).map(|blob| blob.bytes)
             else {
-                self.memory.regrow.pop_back();
+                self.memory.regrow.remove(at);
                 continue;
             };
             if bytes > self.memory.growth.min(self.memory.budget.free()) || self.memory.held.contains_key(&blob) {
                 return;
             }
             self.memory.growth -= bytes;
-            self.memory.regrow.pop_back();
+            self.memory.regrow.remove(at);
             self.lock(blob, false, now);
         }
     }
@@ -244,7 +257,8 @@ impl State {
             None => {}
         }
         if self.memory.budget.reserve(bytes) {
-            self.memory.held.insert(blob, Held { bytes, stage: Stage::Locking, since: now });
+            let beside = (self.memory.landed != Some(blob)).then(|| bytes + self.memory.locking());
+            self.memory.held.insert(blob, Held { bytes, stage: Stage::Locking, since: now, beside });
             self.memory.policy.inserted(blob, bytes, now);
             self.out.push(Effect::Lock { blob, bytes });
             return true;
@@ -326,7 +340,12 @@ impl State {
         match result {
             Ok(()) => {
                 held.stage = Stage::Locked;
-                let (bytes, elapsed) = (held.bytes, now.since(held.since));
+                let (bytes, elapsed, beside) = (held.bytes, now.since(held.since), held.beside);
+                let rates = Arc::make_mut(&mut self.rates);
+                match beside {
+                    Some(beside) => rates.lock.saw(beside, elapsed),
+                    None => rates.settle.saw(bytes, elapsed),
+                }
                 self.memory.budget.settle(bytes);
                 self.each_want(|want| want.step == Step::Locking(blob), &Step::Ready(blob));
                 let models =

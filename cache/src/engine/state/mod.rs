@@ -14,6 +14,8 @@
 //! | `stored` | what is on the disk: names, leases, damage |
 //! | `restart` | flights whose source changed or failed; files that are let go |
 //! | `look` | read-only views for the outside |
+//! | `workers` | L1: what workers have in VRAM, and what follows from it |
+//! | `outlook` | what an estimate needs to know, as a snapshot |
 //! | `check` | the invariants, for tests and debug builds |
 
 mod check;
@@ -24,12 +26,14 @@ mod expect;
 mod flight;
 mod look;
 mod memory;
+mod outlook;
 mod patrol;
 mod restart;
 mod room;
 mod stored;
 #[cfg(test)]
 mod tests;
+mod workers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -39,7 +43,7 @@ use std::time::Duration;
 use crate::budget::Budget;
 use crate::catalog::Catalog;
 use crate::clock::{Tick, Wall};
-use crate::config::{FetchConfig, LimitsConfig};
+use crate::config::{FetchConfig, LimitsConfig, VramConfig};
 use crate::engine::event::{Effect, Event, RequestId};
 use crate::engine::view::{LeaseView, Trust};
 use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Sha256Digest};
@@ -47,12 +51,14 @@ use crate::plan::EvictionPolicy;
 use crate::plan::connections::Connections;
 use crate::plan::expected::Expected;
 use crate::plan::lru::Lru;
+use crate::plan::rates::Rates;
 use crate::store::{Inventory, PartialName, StoredLink};
 use crate::units::Share;
 
 use self::ensure::Ensure;
 use self::flight::Flight;
 use self::memory::Memory;
+use self::workers::Vram;
 
 /// Commits, opens and scrubs that run at once: each is one stream of reads or syncs, and disks like a few.
 const DISK_JOBS_MAX: usize = 4;
@@ -74,6 +80,8 @@ pub struct StateConfig {
     pub scrub_interval: Option<Duration>,
     /// Where models appear.
     pub models: PathBuf,
+    /// How long workers are believed, and when advice is given.
+    pub vram: VramConfig,
     /// Seed of the back-off's jitter.
     pub seed: u64,
 }
@@ -150,6 +158,9 @@ pub struct State {
     put_off: BTreeMap<ModelKey, Tick>,
     /// Whether something changed since expected models were looked at.
     look_ahead: bool,
+    vram: Vram,
+    /// How long things take on this node. Shared with snapshots, copied when it changes under one.
+    rates: Arc<Rates>,
     disk_jobs: usize,
     /// The blob that is being read because it was its turn.
     patrolled: Option<BlobId>,
@@ -195,6 +206,7 @@ impl State {
                 ignores_ranges: false,
             })
             .collect();
+        let vram = config.vram;
         let mut state = Self {
             rng: fastrand::Rng::with_seed(config.seed),
             config,
@@ -217,6 +229,8 @@ impl State {
             expected: Expected::default(),
             put_off: BTreeMap::new(),
             look_ahead: false,
+            vram: Vram::new(vram),
+            rates: Arc::default(),
             disk_jobs: 0,
             patrolled: None,
             idle_since: now,
@@ -266,8 +280,12 @@ impl State {
             Event::Pressure { release, source } => self.pressure(release, source, now),
             Event::PressureOver { growth } => self.pressure_over(growth),
             Event::Expect { source, wants } => self.expect(&source, wants, now),
+            Event::ProcessEnded(pid) => self.process_ended(pid),
+            Event::Opens { worker, model } => self.opens(&worker, &model, now),
+            Event::Expected { address, models } => self.expected_next(&address, models, now),
             Event::Tick => {
                 self.expire_leases(now);
+                self.expire_workers(now);
                 self.patrol(now);
             }
         }
@@ -298,10 +316,11 @@ impl State {
         debug_assert_eq!(self.check(), Vec::<String>::new());
     }
 
-    /// The next tick at which something happens by itself: a back-off or a lease ends.
+    /// The next tick at which something happens by itself: a back-off or a lease ends, a worker falls silent.
     #[must_use]
     pub fn next_wake(&self) -> Option<Tick> {
         let leases = self.leases.values().map(|lease| lease.ends);
-        leases.chain(self.next_retry()).chain(self.next_patrol()).chain(self.next_ahead()).min()
+        let leases = leases.chain(self.next_retry()).chain(self.next_patrol()).chain(self.next_ahead());
+        leases.chain(self.vram.ledger.next_expiry()).min()
     }
 }

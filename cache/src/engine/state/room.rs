@@ -77,7 +77,10 @@ impl State {
 
     fn is_evictable(&self, id: BlobId, leased: &BTreeSet<&ModelKey>) -> bool {
         let Some(blob) = self.blobs.get(&id) else { return false };
-        blob.fate == Fate::Kept && blob.holds == 0 && !blob.models.iter().any(|model| leased.contains(model))
+        blob.fate == Fate::Kept
+            && blob.holds == 0
+            && !blob.models.iter().any(|model| leased.contains(model))
+            && !self.vram.ledger.holds(id)
     }
 
     /// Gives waiting flights their room, in order; evicts what that takes.
@@ -157,7 +160,7 @@ impl State {
     }
 
     /// Bytes that are being deleted.
-    fn leaving(&self) -> u64 {
+    pub(super) fn leaving(&self) -> u64 {
         let removing: u64 = self.blobs.values().filter(|blob| blob.fate == Fate::Removing).map(|blob| blob.bytes).sum();
         removing + self.discarding.values().sum::<u64>()
     }
@@ -195,17 +198,7 @@ impl State {
             self.out.push(Effect::Discard(name));
             found += size;
         }
-        let leased = self.leased();
-        let evictable =
-            |blob: BlobId| self.is_evictable(blob, &leased).then(|| self.blobs.get(&blob).map_or(0, |blob| blob.bytes));
-        let unexpected = |blob: BlobId| evictable(blob).filter(|_| self.blob_rank(blob).is_none());
-        let short = bytes.saturating_sub(found);
-        let mut victims = self.policy.victims(short, &unexpected, now);
-        let chosen: u64 = victims.iter().filter_map(|blob| unexpected(*blob)).sum();
-        if chosen < short {
-            victims.extend(self.farthest(short - chosen, spared, &evictable));
-        }
-        for blob in victims {
+        for blob in self.disk_victims(bytes.saturating_sub(found), spared, now) {
             let Some(stored) = self.blobs.get(&blob) else { continue };
             found += stored.bytes;
             let (size, last_used) = (stored.bytes, stored.last_used);
@@ -219,6 +212,21 @@ impl State {
             self.start_removal(blob);
         }
         found
+    }
+
+    /// What the policy would evict so that at least `bytes` come back, in order.
+    /// What is expected to be used comes last, and of that only what is farther than `spared`.
+    pub(super) fn disk_victims(&self, bytes: u64, spared: Option<Rank>, now: Tick) -> Vec<BlobId> {
+        let leased = self.leased();
+        let evictable =
+            |blob: BlobId| self.is_evictable(blob, &leased).then(|| self.blobs.get(&blob).map_or(0, |blob| blob.bytes));
+        let unexpected = |blob: BlobId| evictable(blob).filter(|_| self.blob_rank(blob).is_none());
+        let mut victims = self.policy.victims(bytes, &unexpected, now);
+        let chosen: u64 = victims.iter().filter_map(|blob| unexpected(*blob)).sum();
+        if chosen < bytes {
+            victims.extend(self.farthest(bytes - chosen, spared, &evictable));
+        }
+        victims
     }
 
     /// The limit fell below what is held: what the policy chooses goes.

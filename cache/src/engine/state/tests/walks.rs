@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::world::{Step, World};
 use crate::engine::event::{Broken, Event, RequestId};
-use crate::engine::view::Priority;
+use crate::engine::view::{Priority, Tier};
 use crate::piece::Cv;
 
 /// A world whose caller wants models, with everything done but the requests.
@@ -138,4 +138,27 @@ fn an_origin_that_keeps_failing_gives_way_to_the_next() {
         world.end(request, Err(Broken::Transient { detail: "reset".to_owned(), status: None }));
     }
     panic!("the second origin was never asked");
+}
+
+#[test]
+fn what_is_in_vram_stays_on_the_disk_and_goes_first_from_ram() {
+    let mut world = World::new(7);
+    for n in [2, 0, 1] {
+        world.ensure_in(&[n], true, false, true);
+        world.run_to_the_end();
+    }
+    world.load(0, &[1], false);
+    assert!(world.state.model(&world.key(1)).expect("known").tier == Tier::Vram);
+    world.apply(Event::Pressure { release: 1, source: "test" });
+    assert!(
+        world.state.model(&world.key(2)).expect("known").tier == Tier::Ram,
+        "it was used longer ago, but nobody has a copy of it"
+    );
+    assert_eq!(world.log.iter().filter(|line| line.contains("-> Unlock")).count(), 1);
+    let (report, _, _) = world.state.evict(&[world.key(1)], "test", world.now);
+    assert!(report.kept[0].1.to_string().contains("worker w0 (process 0) has it loaded"), "{:?}", report.kept);
+    world.apply(Event::ProcessEnded(0));
+    assert!(world.says("WorkerLost"));
+    let (report, _, _) = world.state.evict(&[world.key(1)], "test", world.now);
+    assert_eq!(report.evicted.len(), 1);
 }
