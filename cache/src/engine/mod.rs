@@ -10,7 +10,10 @@ mod gauges;
 pub mod handle;
 pub mod hints;
 pub mod known;
+<<<<<<< HEAD
 mod marks;
+=======
+>>>>>>> main
 mod memory;
 mod movers;
 pub mod outlook;
