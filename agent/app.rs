@@ -102,13 +102,10 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     // Spawn.
     let stop = CancellationToken::new();
     health.opened(Box::new(handle.clone()));
-<<<<<<< HEAD
-=======
     let fleet = config
         .fleet
         .clone()
         .map(|fleet| tokio::spawn(crate::fleet::run(fleet, Arc::new(handle.clone()), stop.child_token())));
->>>>>>> main
     vram.opened(handle.clone());
     let seen = Bridge::start(&config.comfy, &handle, &stop);
     let served = Served {
@@ -122,13 +119,6 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     if config.comfy.free {
         tokio::spawn(comfy::free::carry_out(handle.clone(), stop.clone()));
     }
-<<<<<<< HEAD
-    let fleet = config
-        .fleet
-        .clone()
-        .map(|fleet| tokio::spawn(crate::fleet::run(fleet, Arc::new(handle.clone()), stop.child_token())));
-=======
->>>>>>> main
     health.listening();
     let watchdog = tokio::spawn(feed_watchdog(health.clone(), http_stop.clone()));
     let status = format!("serving on {}", config.listen.unix.display());

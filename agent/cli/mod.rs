@@ -100,20 +100,12 @@ enum Command {
     Verify(disk::VerifyArgs),
     /// List origins again now
     Refresh(disk::RefreshArgs),
-<<<<<<< HEAD
-    /// List the processes that load models onto GPUs, and what they hold there
-    Workers,
-=======
->>>>>>> main
     /// Say how soon models could be ready here, and what would have to go
     Readiness(readiness::ReadinessArgs),
     /// Ask every node of a fleet how soon models could be ready there
     Fleet(fleet::FleetArgs),
-<<<<<<< HEAD
-=======
     /// List the processes that load models onto GPUs, and what they hold there
     Workers,
->>>>>>> main
     /// Show what happened, and why
     Events(events::EventsArgs),
     /// Work with ComfyUI: its queues, its folders, its node pack
@@ -321,15 +313,9 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Import(args) => disk::import(context, args).await,
         Command::Verify(args) => disk::verify(context, args).await,
         Command::Refresh(args) => disk::refresh(context, args).await,
-<<<<<<< HEAD
-        Command::Workers => workers::workers(context).await,
-        Command::Readiness(args) => readiness::readiness(context, args).await,
-        Command::Fleet(args) => fleet::fleet(context, args).await,
-=======
         Command::Readiness(args) => readiness::readiness(context, args).await,
         Command::Fleet(args) => fleet::fleet(context, args).await,
         Command::Workers => workers::workers(context).await,
->>>>>>> main
         Command::Events(args) => events::events(context, args).await,
         Command::Comfy(args) => comfy::comfy(context, args).await,
         Command::Health => status::health(context).await,
@@ -395,17 +381,10 @@ mod tests {
             "tierd import dir --dry-run",
             "tierd verify",
             "tierd refresh r2",
-<<<<<<< HEAD
-            "tierd workers --json",
-            "tierd models --tier vram",
-            "tierd fleet vae/a --label gpu=h100 --within 2s --json",
-            "tierd readiness vae/a vae/b --target ram --json",
-=======
             "tierd fleet vae/a --label gpu=h100 --within 2s --json",
             "tierd readiness vae/a vae/b --target ram --json",
             "tierd workers --json",
             "tierd models --tier vram",
->>>>>>> main
             "tierd events --follow --since 7",
             "tierd health --socket https://node:7443 --ca ca.pem",
             "tierd check-config --example",

@@ -1,10 +1,5 @@
-<<<<<<< HEAD
-//! ComfyUI on this node: its workflows, its queues, what its node pack says, and what is asked of it. Nothing outside this room knows ComfyUI's
-//! formats; nothing in it decides about models.
-=======
-//! ComfyUI on this node: its workflows, what its node pack says, and what is asked of it. Nothing outside this room knows
-//! ComfyUI's formats. Translates; decides nothing about models.
->>>>>>> main
+//! ComfyUI on this node: its workflows, its queues, what its node pack says, and what is asked of it. Nothing outside this room
+//! knows ComfyUI's formats. Translates; decides nothing about models.
 
 pub mod bridge;
 pub mod free;

@@ -47,15 +47,10 @@ pub struct Config {
     pub log: LogConfig,
     /// Longest time for a graceful drain. Default 20 s: below systemd's 90 s and Kubernetes' 30 s.
     pub drain_deadline: Duration,
-<<<<<<< HEAD
-=======
     /// How it takes part in a fleet; not at all by default.
     pub fleet: Option<crate::fleet::FleetConfig>,
->>>>>>> main
     /// ComfyUI on this node.
     pub comfy: ComfyConfig,
-    /// How it takes part in a fleet; not at all by default.
-    pub fleet: Option<crate::fleet::FleetConfig>,
 }
 
 /// What the daemon does for ComfyUI, beside what its engine is told.

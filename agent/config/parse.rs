@@ -46,13 +46,8 @@ pub(super) fn build(raw: &Raw, reader: &mut Reader<'_>) -> Config {
         listen: listen(raw, reader),
         log: log(raw),
         drain_deadline: time(daemon, "drain_deadline").unwrap_or(Duration::from_secs(20)),
-<<<<<<< HEAD
+        fleet: super::fleet::fleet(raw, reader),
         comfy: comfy(raw, reader),
-        fleet: super::fleet::fleet(raw, reader),
-=======
-        fleet: super::fleet::fleet(raw, reader),
-        comfy: comfy(raw),
->>>>>>> main
     }
 }
 

@@ -38,17 +38,10 @@ words! {
     ram_hold: RamHold, "RAM_HOLD_";
     obstacle_kind: ObstacleKind, "OBSTACLE_KIND_";
     import_how: ImportHow, "IMPORT_HOW_";
-<<<<<<< HEAD
-    prompt_state: PromptState, "PROMPT_STATE_";
-    workflow_form: WorkflowForm, "WORKFLOW_FORM_";
-    need_match: NeedMatch, "NEED_MATCH_";
-    idle_reason: IdleReason, "IDLE_REASON_";
-=======
     workflow_form: WorkflowForm, "WORKFLOW_FORM_";
     need_match: NeedMatch, "NEED_MATCH_";
     idle_reason: IdleReason, "IDLE_REASON_";
     prompt_state: PromptState, "PROMPT_STATE_";
->>>>>>> main
 }
 
 #[cfg(test)]

@@ -127,15 +127,9 @@ impl Server {
             health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
             health.set_not_serving::<CacheServiceServer<Cache>>().await;
             health.set_not_serving::<NodeServiceServer<Node>>().await;
-<<<<<<< HEAD
-            health.set_not_serving::<HintServiceServer<HintRpc>>().await;
-            health.set_not_serving::<PlacementServiceServer<Placement>>().await;
-            health.set_not_serving::<WorkflowServiceServer<Workflow>>().await;
-=======
             health.set_not_serving::<PlacementServiceServer<Placement>>().await;
             health.set_not_serving::<WorkflowServiceServer<Workflow>>().await;
             health.set_not_serving::<HintServiceServer<HintRpc>>().await;
->>>>>>> main
         };
         let (unix, tcp, ()) = tokio::join!(ends(unix, &stop), ends(tcp, &stop), draining);
         drop(file);
@@ -173,16 +167,9 @@ async fn services(
 ) -> Result<(HealthReporter, Routes), RpcError> {
     let handle = &served.engine;
     let cache = CacheServiceServer::new(Cache { engine: handle.clone(), stop: stop.clone() })
-<<<<<<< HEAD
-        .max_decoding_message_size(config.message_bytes_max);
-    let gpus = served.gpus.clone();
-    let node = NodeServiceServer::new(Node { engine: handle.clone(), gpus, stop: stop.clone() })
-        .max_decoding_message_size(config.message_bytes_max);
-=======
         .max_decoding_message_size(config.message_bytes_max);
     let node = Node { engine: handle.clone(), gpus: served.gpus.clone(), stop: stop.clone() };
     let node = NodeServiceServer::new(node).max_decoding_message_size(config.message_bytes_max);
->>>>>>> main
     let hint = HintServiceServer::new(HintRpc { engine: handle.clone(), stop: stop.clone() })
         .max_decoding_message_size(config.message_bytes_max);
     let placement = PlacementServiceServer::new(Placement { engine: handle.clone() })
@@ -210,11 +197,7 @@ async fn services(
     let v1alpha = describe().build_v1alpha().map_err(failed)?;
     let mut routes =
         Routes::new(cache).add_service(node).add_service(hint).add_service(placement).add_service(workflow);
-<<<<<<< HEAD
     routes = routes.add_service(comfy).add_service(health_service).add_service(v1).add_service(v1alpha);
-=======
-    routes = routes.add_service(health_service).add_service(v1).add_service(v1alpha);
->>>>>>> main
     let pack = pack_api::router(PackApi {
         engine: handle.clone(),
         comfy: served.comfy.clone(),

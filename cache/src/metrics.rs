@@ -503,13 +503,8 @@ pub fn process(sample: ProcessSample) {
 mod tests {
     use super::*;
 
-<<<<<<< HEAD
     const ROOMS: [&str; 11] =
         ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "comfy", "fleet", "rpc", "process"];
-=======
-    const ROOMS: [&str; 10] =
-        ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "fleet", "rpc", "process"];
->>>>>>> main
 
     #[test]
     fn every_name_follows_the_rule_and_is_there_once() {

@@ -2,7 +2,11 @@
 
 use std::path::Path;
 
-use crate::rig::{Content, Daemon, FaultOrigin, MIB, Settings, until, within};
+use serde_json::json;
+use tierd::rpc::pb;
+
+use crate::comfy_pack::post;
+use crate::rig::{ComfyStub, Content, Daemon, FaultOrigin, MIB, Settings, until, within};
 
 const A: &str = "vae/a.safetensors";
 const B: &str = "loras/style/b.safetensors";
@@ -83,6 +87,37 @@ async fn the_commands_for_comfyui_need_no_daemon_but_the_status() {
         let json = daemon.cli().run(&["comfy", "unmark", "--json"]).await.assert_code(0).json().remove(0);
         assert_eq!(json["removed"], 2);
         assert!(!is_mark(&daemon.model(A)) && !is_mark(&daemon.model(B)));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_that_names_what_is_only_in_the_bucket_gets_it_through_mark_queue_and_gate() {
+    within(60, async {
+        let (origin, comfy) = (origin().await, ComfyStub::start().await);
+        let daemon = Daemon::start(Settings::with_origin(&origin).set("comfy", "marks", "true")).await;
+        until_mark(&daemon.model(A), true).await;
+        // Nobody configured this server: its node pack says where it listens.
+        let hello = json!({ "worker": "w", "pid": 1, "pack_version": "0", "comfyui_version": "0", "address": comfy.url(),
+            "argv": [], "hooks": {}, "folders": {} });
+        assert_eq!(post(&daemon.socket(), "hello", &hello).await.status, 200);
+        let seen = || async {
+            let mut client = daemon.client().await.comfy;
+            let answer = client.list_comfy_servers(pb::ListComfyServersRequest::default()).await.expect("it answers");
+            answer.into_inner().servers.into_iter().find(|server| server.name == comfy.name() && server.up)
+        };
+        until("the announced server is watched", 15, seen).await;
+
+        comfy.queue("p", &[A]);
+        comfy.run_next();
+        until("its model is asked for", 10, || async { (!origin.gets(A).is_empty()).then_some(()) }).await;
+        let answer = post(&daemon.socket(), "ensure", &json!({ "worker": "w", "model": A, "prompt_id": "p" })).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let last: serde_json::Value =
+            serde_json::from_str(answer.body.trim().lines().last().expect("an end")).expect("JSON");
+        assert_eq!(last["ready"]["path"], daemon.model(A).display().to_string(), "{answer:?}");
+        Content::model(1, MIB).assert_is(&daemon.model(A));
+        assert_eq!(origin.sent(A), MIB, "queue and gate share one fetch");
     })
     .await;
 }

@@ -17,10 +17,10 @@ const LORA: &str = "loras/style.safetensors";
 
 /// An answer: its status, its headers in lower case, its body.
 #[derive(Debug)]
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     head: String,
-    body: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
@@ -67,7 +67,7 @@ async fn get(socket: &Path, path: &str, extra: &str) -> Answer {
     ask_over(stream, head("GET", &format!("/comfy/v1/{path}"), extra, 0), b"").await
 }
 
-async fn post(socket: &Path, path: &str, body: &Value) -> Answer {
+pub(crate) async fn post(socket: &Path, path: &str, body: &Value) -> Answer {
     let body = body.to_string();
     let stream = UnixStream::connect(socket).await.expect("the daemon listens");
     ask_over(stream, head("POST", &format!("/comfy/v1/{path}"), "", body.len()), body.as_bytes()).await

@@ -24,13 +24,8 @@ pub(in crate::config) enum Section {
     Log,
     Limits,
     Daemon,
-<<<<<<< HEAD
-    Comfy,
-    Fleet,
-=======
     Fleet,
     Comfy,
->>>>>>> main
 }
 
 impl Section {
@@ -47,13 +42,8 @@ impl Section {
         Self::Log,
         Self::Limits,
         Self::Daemon,
-<<<<<<< HEAD
-        Self::Comfy,
-        Self::Fleet,
-=======
         Self::Fleet,
         Self::Comfy,
->>>>>>> main
     ];
 
     /// Its name in the file.
@@ -70,13 +60,8 @@ impl Section {
             Self::Log => "log",
             Self::Limits => "limits",
             Self::Daemon => "daemon",
-<<<<<<< HEAD
-            Self::Comfy => "comfy",
-            Self::Fleet => "fleet",
-=======
             Self::Fleet => "fleet",
             Self::Comfy => "comfy",
->>>>>>> main
         }
     }
 
@@ -118,18 +103,11 @@ impl Section {
             Self::Log => "The log, on standard error.",
             Self::Limits => "Limits of queues and lists: none of them may grow without bound.",
             Self::Daemon => "The process.",
-<<<<<<< HEAD
-            Self::Comfy => "ComfyUI on this node: what its node pack may ask for, and what its reports are used for.",
-=======
->>>>>>> main
             Self::Fleet => {
                 "Many nodes over NATS: this one answers how soon a set could be ready, and tells what it holds and what happens. \
                  Off unless this section is there. docs/fleet.md has the messages."
             }
-<<<<<<< HEAD
-=======
             Self::Comfy => "ComfyUI on this node: what its node pack may ask for, and what its reports are used for.",
->>>>>>> main
         }
     }
 }
@@ -181,12 +159,8 @@ impl Spec {
 
 /// Every option.
 pub(in crate::config) fn all() -> impl Iterator<Item = &'static Spec> {
-<<<<<<< HEAD
-    engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(&daemon::OPTIONS).chain(&comfy::OPTIONS).chain(&fleet::OPTIONS)
-=======
     let rest = daemon::OPTIONS.iter().chain(&fleet::OPTIONS).chain(&comfy::OPTIONS);
     engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(rest)
->>>>>>> main
 }
 
 /// The option `key` of `section`.

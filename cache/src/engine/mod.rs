@@ -10,10 +10,7 @@ mod gauges;
 pub mod handle;
 pub mod hints;
 pub mod known;
-<<<<<<< HEAD
 mod marks;
-=======
->>>>>>> main
 mod memory;
 mod movers;
 pub mod outlook;

@@ -108,15 +108,9 @@ pub(crate) struct Engine {
     pub(crate) callers: Callers,
     pub(crate) chronicle: Chronicle,
     pub(crate) ram: Ram,
-<<<<<<< HEAD
-    pub(crate) hints: Hints,
-    pub(crate) forecast: Forecast,
-    pub(crate) movers: Movers,
-=======
     pub(crate) forecast: Forecast,
     pub(crate) movers: Movers,
     pub(crate) hints: Hints,
->>>>>>> main
     pub(crate) open: HashMap<FlightId, Arc<Partial>>,
     pub(crate) running: HashMap<RequestId, Running>,
     pub(crate) evicting: Vec<Evicting>,
@@ -194,15 +188,9 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         done,
         callers: Callers::default(),
         ram: Ram::new(config.ram.clone()),
-<<<<<<< HEAD
-        hints: Hints::default(),
-        forecast: Forecast::new(),
-        movers,
-=======
         forecast: Forecast::new(),
         movers,
         hints: Hints::default(),
->>>>>>> main
         chronicle: Chronicle::new(inventory.events, inventory.next_seq, NOTES_MAX as u64, events_max),
         open: HashMap::new(),
         running: HashMap::new(),

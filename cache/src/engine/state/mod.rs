@@ -14,13 +14,8 @@
 //! | `stored` | what is on the disk: names, leases, damage |
 //! | `restart` | flights whose source changed or failed; files that are let go |
 //! | `look` | read-only views for the outside |
-<<<<<<< HEAD
-//! | `workers` | L1: what workers have in VRAM, and what follows from it |
-//! | `outlook` | what an estimate needs to know, as a snapshot |
-=======
 //! | `outlook` | what an estimate needs to know, as a snapshot |
 //! | `workers` | L1: what workers have in VRAM, and what follows from it |
->>>>>>> main
 //! | `check` | the invariants, for tests and debug builds |
 
 mod check;
@@ -157,21 +152,15 @@ pub struct State {
     requests: BTreeMap<RequestId, dispatch::Request>,
     policy: Box<dyn EvictionPolicy>,
     memory: Memory,
-<<<<<<< HEAD
+    /// How long things take on this node. Shared with snapshots, copied when it changes under one.
+    rates: Arc<Rates>,
+    vram: Vram,
     /// What is expected to be used soon: the known future, for the order of flights and for what may be evicted.
     expected: Expected,
     /// Expected models that could not be fetched, until when they are left alone.
     put_off: BTreeMap<ModelKey, Tick>,
     /// Whether something changed since expected models were looked at.
     look_ahead: bool,
-    vram: Vram,
-    /// How long things take on this node. Shared with snapshots, copied when it changes under one.
-    rates: Arc<Rates>,
-=======
-    /// How long things take on this node. Shared with snapshots, copied when it changes under one.
-    rates: Arc<Rates>,
-    vram: Vram,
->>>>>>> main
     disk_jobs: usize,
     /// The blob that is being read because it was its turn.
     patrolled: Option<BlobId>,
@@ -237,16 +226,11 @@ impl State {
             requests: BTreeMap::new(),
             policy,
             memory: Memory::new(Box::new(Lru::default())),
-<<<<<<< HEAD
+            rates: Arc::default(),
+            vram: Vram::new(vram),
             expected: Expected::default(),
             put_off: BTreeMap::new(),
             look_ahead: false,
-            vram: Vram::new(vram),
-            rates: Arc::default(),
-=======
-            rates: Arc::default(),
-            vram: Vram::new(vram),
->>>>>>> main
             disk_jobs: 0,
             patrolled: None,
             idle_since: now,
