@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tierd_cache::clock::{Clock, Tick};
 use tierd_cache::vram::audit::Gpu;
+use tokio::sync::Semaphore;
 
 pub use nvml::Nvml;
 
@@ -17,6 +18,8 @@ const FRESH: Duration = Duration::from_secs(1);
 const DRIVER_RETRY: Duration = Duration::from_secs(60);
 /// How long a GPU that is lost, or a driver that refuses, is left alone.
 const FAULT_RETRY: Duration = Duration::from_secs(10);
+/// Longest wait for an answer: a driver whose GPU fell off the bus may hang, and the node's status must not hang with it.
+const ANSWER_WAIT: Duration = Duration::from_secs(2);
 /// GPUs that are looked at: more than a node has.
 pub const GPUS_MAX: u32 = 64;
 
@@ -86,6 +89,9 @@ impl Seen {
 pub struct GpuMeter {
     clock: Clock,
     inner: Arc<Mutex<Inner>>,
+    /// One look at a time: a driver that hangs takes one thread, not one for each question.
+    looking: Arc<Semaphore>,
+    wait: Duration,
 }
 
 struct Inner {
@@ -109,17 +115,33 @@ impl GpuMeter {
     /// Asks these.
     #[must_use]
     pub fn new(gpus: Box<dyn Gpus>) -> Self {
-        Self { clock: Clock::start(), inner: Arc::new(Mutex::new(Inner { gpus, last: None })) }
+        Self {
+            clock: Clock::start(),
+            inner: Arc::new(Mutex::new(Inner { gpus, last: None })),
+            looking: Arc::new(Semaphore::new(1)),
+            wait: ANSWER_WAIT,
+        }
     }
 
-    /// The GPUs now, or as they were a moment ago. Does not block the runtime: a driver may take its time.
+    /// The GPUs now, or as they were a moment ago. Does not block the runtime, and waits for no driver longer than a moment.
     pub async fn seen(&self) -> Seen {
-        let meter = self.clone();
-        let looked = tokio::task::spawn_blocking(move || meter.look(meter.clock.now())).await;
-        looked.unwrap_or_else(|panic| {
-            let error = GpuError::Failed { detail: format!("looking at the GPUs panicked: {panic}") };
-            Seen { gpus: Vec::new(), error: Some(error) }
-        })
+        let looked = tokio::time::timeout(self.wait, async {
+            let turn = self.looking.clone().acquire_owned().await;
+            let meter = self.clone();
+            tokio::task::spawn_blocking(move || {
+                let seen = meter.look(meter.clock.now());
+                // Held as long as the driver takes, not as long as somebody waits for it.
+                drop(turn);
+                seen
+            })
+            .await
+        });
+        let detail = match looked.await {
+            Ok(Ok(seen)) => return seen,
+            Ok(Err(panic)) => format!("looking at the GPUs panicked: {panic}"),
+            Err(_) => format!("no answer within {:?}", self.wait),
+        };
+        Seen { gpus: Vec::new(), error: Some(GpuError::Failed { detail }) }
     }
 
     fn look(&self, now: Tick) -> Seen {
@@ -240,5 +262,29 @@ mod tests {
             assert_eq!(meter.seen().await.gpus.len(), 1);
         }
         assert_eq!(asked(), 1);
+    }
+
+    /// Answers when it is let.
+    struct Stuck(std::sync::mpsc::Receiver<()>);
+
+    impl Gpus for Stuck {
+        fn look(&mut self) -> Result<Vec<Gpu>, GpuError> {
+            // A sender that is gone lets it go too.
+            let _ = self.0.recv();
+            Ok(vec![card()])
+        }
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_hangs_is_told_and_takes_one_thread() {
+        let (let_go, stuck) = std::sync::mpsc::channel();
+        let short = Duration::from_millis(20);
+        let meter = GpuMeter { wait: short, ..GpuMeter::new(Box::new(Stuck(stuck))) };
+        for _ in 0..3 {
+            assert!(meter.seen().await.detail().contains("no answer within 20ms"));
+        }
+        drop(let_go);
+        let patient = GpuMeter { wait: Duration::from_secs(20), ..meter };
+        assert_eq!(patient.seen().await.gpus, [card()], "it came back");
     }
 }

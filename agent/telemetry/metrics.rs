@@ -127,6 +127,11 @@ mod tests {
             measured::vram::advised();
             measured::vram::received(measured::vram::Hint::Report);
             measured::vram::dropped(measured::vram::Dropped::Unknown);
+            measured::ahead(tierd_cache::engine::event::Ahead::Dropped);
+            measured::comfy(1, 0, 1, 2);
+            measured::comfy_prompts("seen", 1);
+            measured::comfy_unresolved();
+            measured::comfy_read("ok");
             measured::rpc_ended("Ensure", "OK");
             measured::rpc_answered("Ensure", Duration::from_millis(1));
             let (resident_bytes, cpu_seconds, started) = (1, 0.5, 2);

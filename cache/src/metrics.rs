@@ -112,6 +112,8 @@ metrics! {
         "Bytes that were locked.";
     RAM_LOCK_SECONDS = "tierd_ram_lock_seconds", Seconds, Kind::Histogram(REQUEST_BUCKETS), &[],
         "Time to lock a model, its reading from the disk included.";
+    RAM_LANDED = "tierd_ram_landed_bytes_total", Bytes, Kind::Counter, &[("way", "`through`, `behind`")],
+        "Bytes that arrived for RAM: written through the page cache and kept, or past it and read back, where memory is dearer than the disk.";
     RAM_DEMOTIONS = "tierd_ram_demotions_total", Count, Kind::Counter, &[DEMOTE_REASON],
         "Models that left RAM. Many for `pressure` mean that the budget is too large for this node.";
     RAM_DEMOTED_BYTES = "tierd_ram_demoted_bytes_total", Bytes, Kind::Counter, &[DEMOTE_REASON],
@@ -464,6 +466,11 @@ pub fn fleet_message() {
 pub fn ram_locked(bytes: u64, elapsed: Duration) {
     counter!(RAM_LOCKED.name).increment(bytes);
     histogram!(RAM_LOCK_SECONDS.name).record(elapsed);
+}
+
+/// Bytes arrived for RAM and were kept as they passed, or not.
+pub fn ram_landed(kept: bool, bytes: u64) {
+    counter!(RAM_LANDED.name, "way" => if kept { "through" } else { "behind" }).increment(bytes);
 }
 
 /// A gRPC request ended. `method` is the rpc's name, `code` the status's; both from the program, never from the caller.

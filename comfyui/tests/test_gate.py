@@ -207,9 +207,9 @@ class Waiting(Case):
         for name, setting, answer in (("the daemon", "", False), ("the environment", "0", True)):
             with self.subTest(by=name):
                 tierd = self.tierd()
-                tierd.hello_answer["gate"] = answer
+                tierd.hello_answer["gate"], tierd.absent = answer, [MODEL]
                 self.pack(tierd.environ(TIERD_GATE=setting))
-                tierd.wait_path("/report")
+                tierd.wait_path("/report", 3)
                 self.assertIsNone(self.run_prompt(self.look))
                 self.assertFalse([call for call in tierd.calls if call["path"].endswith(("/ensure", "/absent"))])
 

@@ -72,7 +72,7 @@ class Bounded(Case):
         tierd.stop()
         pack = self.pack(tierd)
         for number in range(600):
-            pack.reporter.event("file_read", file="/" + "x" * 4000 + str(number), seconds=0.1)
+            pack.reporter.event("file_read", file="/" + "x" * 6000 + str(number), seconds=0.1)
         tierd.start()
         reads = tierd.wait_event("file_read", 600)
         self.assertEqual([read["file"].strip("/x") for read in reads], [str(number) for number in range(600)], "none lost, none twice, in order")
@@ -198,6 +198,14 @@ class FromTheEnvironment(Case):
             self.assertEqual(wire.Settings({"TIERD_ADDRESS": address}).problem, "", address)
         for address in ("https://127.0.0.1:1", "127.0.0.1:1", "http://127.0.0.1", "http://127.0.0.1:x", "http://192.168.1.1:80", "http://tierd:80"):
             self.assertIn("TIERD_ADDRESS", wire.Settings({"TIERD_ADDRESS": address}).problem, address)
+
+    def test_a_connection_that_the_daemon_closed_while_idle_is_opened_again(self):
+        tierd = self.tierd()
+        daemon = wire.Daemon(wire.Settings(tierd.environ()))
+        self.addCleanup(daemon.close)
+        self.assertEqual(daemon.call("GET", "/comfy/v1/absent")[0], 200)
+        tierd.restart()
+        self.assertEqual(daemon.call("GET", "/comfy/v1/absent")[0], 200)
 
     def test_an_answer_without_end_is_cut_off(self):
         tierd = self.tierd()

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::json;
 use tierd::rpc::pb;
 
-use crate::comfy_pack::post;
+use crate::comfy_pack::said::post;
 use crate::rig::{ComfyStub, Content, Daemon, FaultOrigin, MIB, Settings, until, within};
 
 const A: &str = "vae/a.safetensors";

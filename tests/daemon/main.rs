@@ -13,6 +13,7 @@ mod crash;
 mod docs;
 mod fetch;
 mod fleet;
+mod landing;
 mod pressure;
 mod ram;
 mod readiness;

@@ -11,6 +11,8 @@ use super::{How, Reason, loaders};
 const SET_MAX: usize = 256;
 /// Most models told when several are called alike.
 const ALIKE_MAX: usize = 8;
+/// Most rows of a node's own list that are looked at.
+const LISTED_MAX: usize = 256;
 /// Most embeddings that are looked for in one text.
 const EMBEDDINGS_MAX: usize = 64;
 
@@ -139,7 +141,7 @@ fn pick(found: &[ModelKey], input: Option<&str>, listed: Option<&Value>, path: &
 fn listed_folder<'a>(listed: Option<&'a Value>, path: &str) -> Option<&'a str> {
     let rows = listed?.as_array()?;
     let named = |row: &&Value| row.get("name").and_then(Value::as_str).is_some_and(|name| normal(name) == path);
-    rows.iter().find(named)?.get("directory")?.as_str().filter(|folder| !folder.is_empty())
+    rows.iter().take(LISTED_MAX).find(named)?.get("directory")?.as_str().filter(|folder| !folder.is_empty())
 }
 
 fn ambiguous(several: &[ModelKey]) -> Reason {

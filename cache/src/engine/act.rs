@@ -100,7 +100,7 @@ impl Engine {
             Effect::TellReady(id, ready) => {
                 self.count_ready(id, &ready);
                 self.came_true(id, &ready);
-                self.callers.end(id, EnsureUpdate::Ready(ready));
+                self.tell_ready(id, ready);
             }
             Effect::TellFailed(id, failed) => {
                 self.count_failed(id, &failed);

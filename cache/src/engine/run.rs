@@ -67,6 +67,7 @@ pub(crate) enum Done {
     Relocated(FlightId, OriginName, Result<Option<Found>, Fault>),
     Held(BlobId, Result<Arc<crate::resident::Held>, Fault>),
     Pressed(crate::resident::pressure::Pressure),
+    Noted(u64),
     Hinted(crate::engine::hints::Looked),
     ReserveImport(u64, oneshot::Sender<Result<(), Fault>>),
     UnreserveImport(u64),
@@ -177,7 +178,11 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
     let (done, reports) = mpsc::channel(DONE_MAX);
     let pool = Arc::new(BlockPool::new(config.fetch.bytes_in_flight_max));
     let lines = lines(&config, &origins, &pool, &clock, &done);
-    let scribe = Scribe::start(store.clone());
+    let noted = done.clone();
+    let scribe = Scribe::start(store.clone(), move |number| {
+        // A loop that has ended waits for nothing.
+        let _ = noted.blocking_send(Done::Noted(number));
+    });
     let mut engine = Engine {
         state,
         scribe,
@@ -272,6 +277,8 @@ impl Engine {
                 break;
             }
         }
+        // Who reports from here on finds nobody, and does not wait for a place.
+        drop(reports);
         self.close().await;
     }
 
@@ -379,6 +386,7 @@ impl Engine {
         tracing::info!(requests = self.running.len(), files = self.open.len(), "draining");
         self.draining = Some(reply);
         self.halt.store(true, Ordering::Relaxed);
+        self.noted(u64::MAX);
         let effects = self.state.drain(self.clock.now());
         self.act(effects);
         for running in self.running.values() {

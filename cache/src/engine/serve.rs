@@ -163,6 +163,7 @@ impl Engine {
             }
             Done::Held(blob, result) => self.held(blob, result),
             Done::Pressed(look) => self.pressed(&look),
+            Done::Noted(number) => self.noted(number),
             Done::Hinted(looked) => self.hinted(looked),
             Done::UnreserveImport(bytes) => self.state.unreserve_import(bytes),
         }

@@ -13,7 +13,9 @@ fn depth_size_and_number_are_bounded_with_errors_of_their_own() {
     assert_eq!(error(&"[".repeat(1 << 20)), WorkflowError::TooDeep { max: DEPTH_MAX });
     let deep = format!("{}1{}", r#"{"a":"#.repeat(200), "}".repeat(200));
     assert_eq!(error(&deep), WorkflowError::TooDeep { max: DEPTH_MAX });
-    assert!(parse(format!("{}1{}", "[".repeat(DEPTH_MAX), "]".repeat(DEPTH_MAX)).as_bytes()).is_ok());
+    let nested = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
+    assert!(parse(nested(DEPTH_MAX).as_bytes()).is_ok());
+    assert_eq!(error(&nested(DEPTH_MAX + 1)), WorkflowError::TooDeep { max: DEPTH_MAX });
     assert_eq!(error(&format!("[{}0]", "0,".repeat(VALUES_MAX))), WorkflowError::TooManyValues { max: VALUES_MAX });
     assert_eq!(
         error(&format!("[{}0]", "{},".repeat(VALUES_MAX / 5))),
@@ -64,6 +66,34 @@ fn a_bomb_of_nested_instances_ends_at_the_limit_of_nodes() {
     let found = of(&json!({"nodes": [{"id": 1, "type": "s0"}], "definitions": {"subgraphs": subgraphs}}));
     assert!(found.nodes <= NODES_MAX);
     assert!(found.limits.contains(&Reached::Nodes) && found.limits.contains(&Reached::Text), "{:?}", found.limits);
+}
+
+#[test]
+fn wide_subgraphs_with_many_instances_end_at_the_limit_of_inputs() {
+    let slots: Vec<Value> = (0..50_000).map(|slot| json!({"name": format!("s{slot}"), "type": "STRING"})).collect();
+    let notes: Vec<Value> = (0..50_000).map(|id| json!({"id": id, "type": "Note"})).collect();
+    let instance = |id: usize| json!({"id": id, "type": "sub"});
+    let wide = json!({"id": "sub", "nodes": [], "inputs": slots});
+    let long = json!({"id": "sub", "nodes": notes});
+    for sub in [wide, long] {
+        let instances: Vec<Value> = (0..50_000).map(instance).collect();
+        let found = of(&json!({"nodes": instances, "definitions": {"subgraphs": [sub]}}));
+        assert_eq!(found.limits, [Reached::Edges]);
+    }
+}
+
+#[test]
+fn a_node_with_as_many_values_as_inputs_and_rows_is_read_in_one_go() {
+    let count = 60_000;
+    let plug = |id: usize| json!({"name": format!("n{id}"), "widget": {"name": format!("n{id}")}, "link": id});
+    let row = |id: usize| json!({"name": format!("{id}.bin"), "directory": "loras"});
+    let values: serde_json::Map<String, Value> =
+        (0..count).map(|id| (format!("v{id}"), json!(format!("{id}.pt")))).collect();
+    let rows: Vec<Value> = (0..count).map(row).collect();
+    let plugs: Vec<Value> = (0..count).map(plug).collect();
+    let node = json!({"id": 1, "type": "X", "widgets_values": values, "inputs": plugs, "properties": {"models": rows}});
+    let found = of(&json!({"nodes": [node]}));
+    assert_eq!((found.unresolved.len(), found.limits.as_slice()), (NEEDS_MAX, [Reached::Needs].as_slice()));
 }
 
 #[test]

@@ -9,7 +9,9 @@ use super::{GET, PRIMITIVE, REROUTE};
 use crate::comfy::workflow::Idle;
 
 /// Most steps from one end of a link to its beginning. Links that go round end here.
-const HOPS_MAX: usize = 128;
+const HOPS_MAX: usize = 64;
+/// Most inputs of a bypassed node that are looked at for one that it hands on.
+const PLUGS_MAX: usize = 256;
 
 /// Where a link comes from.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +42,7 @@ pub(super) fn origin<'a>(
             kind = link.kind;
         }
         if link.from == sheet.in_id && here.parent.is_some() {
-            match outside(sheets, tree, scope, link.from_slot) {
+            match outside(tree, scope, link.from_slot) {
                 Ok((parent, outer)) => (scope, id) = (parent, outer),
                 Err(origin) => return (origin, kind),
             }
@@ -93,21 +95,21 @@ fn taken(sheets: &[Sheet<'_>], tree: &Tree<'_>, mut scope: usize, label: &str) -
 }
 
 /// What comes into a scope at one place: the link outside, or what there is instead.
-fn outside<'a>(sheets: &[Sheet<'a>], tree: &Tree<'a>, scope: usize, slot: u64) -> Result<(usize, i64), Origin<'a>> {
+fn outside<'a>(tree: &Tree<'a>, scope: usize, slot: u64) -> Result<(usize, i64), Origin<'a>> {
     let here = &tree.scopes[scope];
     let slot = usize::try_from(slot).map_err(|_| Origin::Nowhere)?;
-    let (parent, place) = here.parent.ok_or(Origin::Nowhere)?;
-    let instance = &sheets[tree.scopes[parent].sheet].nodes[place];
-    let name = sheets[here.sheet].slots.get(slot).ok_or(Origin::Nowhere)?.name;
-    if let Some(outer) = instance.plugs.iter().find(|plug| plug.name == name).and_then(|plug| plug.link) {
-        return Ok((parent, outer));
+    let (parent, _) = here.parent.ok_or(Origin::Nowhere)?;
+    let given = here.given.get(slot).ok_or(Origin::Nowhere)?;
+    match (given.link, given.value) {
+        (Some(outer), _) => Ok((parent, outer)),
+        (None, Some(value)) => Err(Origin::Value(value)),
+        (None, None) => Err(Origin::Inside),
     }
-    Err(here.given.get(slot).copied().flatten().map_or(Origin::Inside, Origin::Value))
 }
 
 /// What a bypassed node hands on: its input of the same type, the one in the same place first.
 fn past(node: &Drawn<'_>, slot: u64, kind: &str) -> Option<i64> {
     let fits = |plug: &&super::sheet::Plug<'_>| plug.kind == kind && plug.link.is_some();
     let same = usize::try_from(slot).ok().and_then(|slot| node.plugs.get(slot)).filter(fits);
-    same.or_else(|| node.plugs.iter().find(fits)).and_then(|plug| plug.link)
+    same.or_else(|| node.plugs.iter().take(PLUGS_MAX).find(fits)).and_then(|plug| plug.link)
 }

@@ -13,7 +13,7 @@ mod scope;
 mod sheet;
 mod widgets;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
@@ -67,7 +67,7 @@ pub(super) fn graph(document: &Map<String, Value>) -> Graph<'_> {
         }
         graph.nodes.push(node);
     }
-    if edges_left == 0 {
+    if edges_left == 0 && !graph.limits.contains(&Reached::Edges) {
         graph.limits.push(Reached::Edges);
     }
     graph
@@ -122,9 +122,11 @@ impl<'a> Reader<'_, 'a> {
         let inputs = loaders::inputs(self.drawn.class).iter().map(|(_, input, _)| *input);
         let given = self.scope().names_given_to(&self.drawn.id);
         let names: BTreeSet<&'a str> = inputs.chain(links.keys().copied()).chain(given).collect();
+        let here: HashSet<&str> = own.iter().filter_map(|(name, _)| name.named()).collect();
         for name in names {
-            let is_here = own.iter().any(|(own, _)| *own == Name::Named(name));
-            if !is_here && let Some(said) = self.said(Name::Named(name), None, links.get(name).copied()) {
+            if !here.contains(name)
+                && let Some(said) = self.said(Name::Named(name), None, links.get(name).copied())
+            {
                 fields.push(Field { name: Name::Named(name), said });
             }
         }

@@ -7,7 +7,9 @@ use serde_json::Value;
 
 use super::sheet::{Drawn, Sheet};
 use super::{GET, NOTES, PRIMITIVE, REROUTE, SET};
-use crate::comfy::workflow::{Idle, NODES_MAX, Place, Reached, Reason, SUBGRAPH_DEPTH_MAX, Unresolved, shown};
+use crate::comfy::workflow::{
+    EDGES_MAX, Idle, NODES_MAX, Place, Reached, Reason, SUBGRAPH_DEPTH_MAX, Unresolved, shown,
+};
 
 /// Most rows about instances that are told.
 const UNRESOLVED_MAX: usize = 256;
@@ -28,6 +30,15 @@ pub(super) struct Tree<'a> {
     pub(super) limits: Vec<Reached>,
 }
 
+/// What an instance gives to one thing that goes in.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Given<'a> {
+    /// The link that ends there, in the scope around.
+    pub(super) link: Option<i64>,
+    /// Its value, without a link.
+    pub(super) value: Option<&'a Value>,
+}
+
 /// One use of a sheet.
 #[derive(Debug, Default)]
 pub(super) struct Scope<'a> {
@@ -39,7 +50,7 @@ pub(super) struct Scope<'a> {
     idle: Option<Idle>,
     depth: usize,
     /// What the instance gives each thing that goes in.
-    pub(super) given: Vec<Option<&'a Value>>,
+    pub(super) given: Vec<Given<'a>>,
     /// What it gives to inner nodes directly: by their ids, then by input.
     proxied: HashMap<&'a str, HashMap<&'a str, &'a Value>>,
 }
@@ -72,7 +83,7 @@ pub(super) fn open<'a>(sheets: &[Sheet<'a>]) -> Tree<'a> {
     for (index, sheet) in sheets.iter().enumerate().skip(1).filter(|(_, sheet)| !sheet.id.is_empty()) {
         subgraphs.entry(sheet.id).or_insert(index);
     }
-    let mut opener = Opener { sheets, subgraphs, tree: Tree::default() };
+    let mut opener = Opener { sheets, subgraphs, tree: Tree::default(), left: EDGES_MAX };
     opener.tree.scopes.push(Scope::default());
     opener.scope(0);
     opener.tree
@@ -82,6 +93,8 @@ struct Opener<'o, 'a> {
     sheets: &'o [Sheet<'a>],
     subgraphs: HashMap<&'a str, usize>,
     tree: Tree<'a>,
+    /// Nodes, inputs and values that may still be looked at.
+    left: usize,
 }
 
 impl<'a> Opener<'_, 'a> {
@@ -93,6 +106,16 @@ impl<'a> Opener<'_, 'a> {
             (scope.sheet, scope.idle, scope.depth)
         };
         for (place, drawn) in sheets[sheet].nodes.iter().enumerate() {
+            let is_instance = self.subgraphs.get(drawn.class);
+            let inputs =
+                is_instance.map_or(0, |inner| sheets[*inner].slots.len() + drawn.plugs.len() + drawn.values_len());
+            match self.left.checked_sub(1 + inputs) {
+                Some(left) => self.left = left,
+                None => {
+                    self.left = 0;
+                    return self.reached(Reached::Edges);
+                }
+            }
             let idle = idle.or(drawn.idle);
             let id = format!("{}{}", self.tree.scopes[scope].prefix, drawn.id);
             if let Some(&inner) = self.subgraphs.get(drawn.class) {
@@ -126,7 +149,7 @@ impl<'a> Opener<'_, 'a> {
             prefix: format!("{id}:"),
             idle,
             depth: self.tree.scopes[at.0].depth + 1,
-            given: vec![None; self.sheets[inner].slots.len()],
+            given: vec![Given::default(); self.sheets[inner].slots.len()],
             proxied: HashMap::new(),
         };
         if let Err(reason) = give(drawn, &self.sheets[inner], &mut scope) {
@@ -134,7 +157,12 @@ impl<'a> Opener<'_, 'a> {
         }
         // What is given to this instance by the one around it, through a proxy.
         for (slot, given) in self.sheets[inner].slots.iter().zip(&mut scope.given) {
-            *given = self.tree.scopes[at.0].given_to(&drawn.id, slot.name).or(*given);
+            given.value = self.tree.scopes[at.0].given_to(&drawn.id, slot.name).or(given.value);
+        }
+        for plug in drawn.plugs.iter().filter(|plug| plug.link.is_some()) {
+            if let Some(slot) = self.sheets[inner].slot_places.get(plug.name) {
+                scope.given[*slot].link = plug.link;
+            }
         }
         let child = self.tree.scopes.len();
         self.tree.scopes.push(scope);
@@ -174,9 +202,8 @@ impl<'a> Opener<'_, 'a> {
 /// value, in order.
 fn give<'a>(drawn: &Drawn<'a>, sheet: &Sheet<'a>, scope: &mut Scope<'a>) -> Result<(), Reason> {
     let by_name = |scope: &mut Scope<'a>, name: &str, value: &'a Value| {
-        let slot = sheet.slots.iter().position(|slot| slot.name == name);
-        if let Some(given) = slot.and_then(|slot| scope.given.get_mut(slot)) {
-            *given = Some(value).filter(|value| !value.is_null());
+        if let Some(slot) = sheet.slot_places.get(name) {
+            scope.given[*slot].value = Some(value).filter(|value| !value.is_null());
         }
     };
     let values = match drawn.values {
@@ -208,7 +235,7 @@ fn give<'a>(drawn: &Drawn<'a>, sheet: &Sheet<'a>, scope: &mut Scope<'a>) -> Resu
     let holders: Vec<usize> = (0..sheet.slots.len()).filter(|slot| sheet.slots[*slot].is_widget).collect();
     if holders.len() == values.len() {
         for (slot, value) in holders.into_iter().zip(values) {
-            scope.given[slot] = Some(value).filter(|value| !value.is_null());
+            scope.given[slot].value = Some(value).filter(|value| !value.is_null());
         }
         return Ok(());
     }

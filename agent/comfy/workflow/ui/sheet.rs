@@ -22,6 +22,8 @@ pub(super) struct Sheet<'a> {
     pub(super) links: HashMap<i64, Link<'a>>,
     /// What goes in, in order.
     pub(super) slots: Vec<Slot<'a>>,
+    /// Their places by their names; the first of two of one name.
+    pub(super) slot_places: HashMap<&'a str, usize>,
     /// The link that comes out at each place.
     pub(super) outs: HashMap<u64, i64>,
     /// The id that stands for what goes in.
@@ -110,12 +112,15 @@ fn sheet(map: &Map<String, Value>) -> Sheet<'_> {
         // With no link inside, only the type tells.
         Slot { name: text(slot, "name"), is_widget: widget_slots.get(&(index as u64)).copied().unwrap_or(typed) }
     });
+    let slots: Vec<Slot<'_>> = slots.collect();
+    let slot_places = slots.iter().enumerate().rev().map(|(place, slot)| (slot.name, place)).collect();
     let outs = links.iter().filter(|(_, link)| link.to == out_id).map(|(id, link)| (link.to_slot, *id));
     let sets = nodes.iter().filter(|node| node.class == SET && node.idle.is_none()).filter_map(set).collect();
     Sheet {
         sets,
         id: map.get("id").and_then(Value::as_str).unwrap_or_default(),
-        slots: slots.collect(),
+        slots,
+        slot_places,
         outs: outs.collect(),
         nodes,
         places,

@@ -47,6 +47,11 @@ impl State {
         let (used, reserved) = (ram(&[Stage::Locked, Stage::Unlocking]), ram(&[Stage::Locking]) + landing);
         let books = (self.memory.budget.used(), self.memory.budget.reserved());
         claim(books == (used, reserved), &|| format!("RAM books {books:?}, held {used} and {reserved}"));
+        let (over, leaving) = (self.memory.budget.over(), ram(&[Stage::Unlocking]));
+        let rest = self.demotable() - leaving;
+        claim(over <= leaving || rest == 0, &|| {
+            format!("{over} bytes over the RAM limit, {leaving} leave, {rest} stay")
+        });
         for (id, held) in &self.memory.held {
             let stored = self.blobs.get(id).is_some_and(|blob| matches!(blob.fate, Fate::Kept | Fate::Scrubbing));
             claim(stored || held.stage == Stage::Unlocking, &|| format!("{id} is in RAM and not on the disk"));

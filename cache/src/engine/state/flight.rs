@@ -386,10 +386,10 @@ impl State {
     /// A flight's blob is on the disk under its names.
     fn land(&mut self, id: FlightId, blob: Option<BlobId>, commit: Commit, now: Tick) {
         let Some(mut flight) = self.flights.remove(&id) else { return };
-        let landed = flight.landing > 0;
-        self.end_landing(&mut flight);
         let cvs: Vec<Cv> = flight.cvs.iter().flatten().copied().collect();
         let blob = blob.unwrap_or_else(|| piece::root(flight.layout, &cvs));
+        let landed = flight.landing > 0;
+        self.end_landing(&mut flight);
         let bytes = flight.layout.bytes();
         if self.blobs.contains_key(&blob) {
             self.disk.unreserve(flight.reserved);

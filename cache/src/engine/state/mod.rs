@@ -10,6 +10,7 @@
 //! | `room` | the disk budget: admission, reservation, eviction |
 //! | `memory` | the RAM tier: what is held in RAM, what goes first |
 //! | `demote` | what leaves RAM first, and what may not |
+//! | `order` | in which order a set is locked in RAM |
 //! | `patrol` | which stored blob is read again while nothing else happens |
 //! | `stored` | what is on the disk: names, leases, damage |
 //! | `restart` | flights whose source changed or failed; files that are let go |
@@ -26,6 +27,7 @@ mod expect;
 mod flight;
 mod look;
 mod memory;
+mod order;
 mod outlook;
 mod patrol;
 mod restart;

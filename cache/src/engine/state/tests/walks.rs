@@ -6,6 +6,7 @@ use super::world::{Step, World};
 use crate::engine::event::{Broken, Event, RequestId};
 use crate::engine::view::{Priority, Tier};
 use crate::piece::Cv;
+use crate::units::MIB;
 
 /// A world whose caller wants models, with everything done but the requests.
 fn flying(models: &[u8], demand: bool) -> World {
@@ -138,6 +139,66 @@ fn an_origin_that_keeps_failing_gives_way_to_the_next() {
         world.end(request, Err(Broken::Transient { detail: "reset".to_owned(), status: None }));
     }
     panic!("the second origin was never asked");
+}
+
+/// Bytes of what was asked to be locked, in order: model n has 3 (n + 1) MiB.
+fn locks(world: &World) -> Vec<u64> {
+    let bytes =
+        |line: &String| line.split("-> Lock {").nth(1)?.split("bytes: ").nth(1)?.trim_end_matches(" }").parse().ok();
+    world.log.iter().filter_map(bytes).collect::<Vec<u64>>().into_iter().map(|bytes| bytes / MIB / 3 - 1).collect()
+}
+
+#[test]
+fn a_set_is_locked_in_the_order_in_which_it_will_be_used() {
+    let mut world = World::new(7);
+    world.ensure(&[0, 1, 2], true, false);
+    world.run_to_the_end();
+    world.ensure_in(&[0, 1, 2], true, false, true);
+    world.run_to_the_end();
+    // 2 is the text encoder, 1 what diffuses, 0 the VAE.
+    assert_eq!(locks(&world), [2, 1, 0]);
+    assert_eq!(world.in_ram(), [0, 1, 2]);
+}
+
+#[test]
+fn what_lands_for_ram_is_locked_at_once_whatever_else_of_its_set_is_missing() {
+    let mut world = World::new(7);
+    world.ensure(&[2], true, false);
+    world.run_to_the_end();
+    world.ensure_in(&[0, 1, 2], true, false, true);
+    world.run_to_the_end();
+    assert_eq!(world.in_ram(), [0, 1, 2]);
+    assert!(world.says("-> Land("));
+}
+
+#[test]
+fn a_restart_with_less_room_keeps_what_was_used_last() {
+    let mut world = World::new(7);
+    for n in [2, 1, 0] {
+        world.ensure_in(&[n], true, false, true);
+        world.run_to_the_end();
+    }
+    assert_eq!(world.in_ram(), [0, 1, 2]);
+    world.limit_ram(10 * MIB);
+    world.step(Step::Restart);
+    world.work_all();
+    assert_eq!(world.in_ram(), [0, 1], "9 of 10 MiB, the last used");
+    world.limit_ram(5 * MIB);
+    world.work_all();
+    assert_eq!(world.in_ram(), [0], "what was locked last after the restart is not what was used last");
+}
+
+#[test]
+fn a_kill_while_a_restart_locks_its_set_loses_nothing_of_it() {
+    let mut world = World::new(7);
+    world.ensure_in(&[0, 1, 2], true, false, true);
+    world.run_to_the_end();
+    world.step(Step::Restart);
+    // One of three is locked, and killed again.
+    world.step(Step::DoOne(0));
+    world.step(Step::Restart);
+    world.work_all();
+    assert_eq!(world.in_ram(), [0, 1, 2]);
 }
 
 #[test]

@@ -120,6 +120,8 @@ pub(super) struct World {
     /// Blobs whose pages are held.
     ram: BTreeSet<BlobId>,
     ram_limit: u64,
+    /// The set that a restart locks again, as it was last written down.
+    noted: Vec<BlobId>,
     /// Work that was asked for and not done.
     todo: Vec<Effect>,
     pub(super) requests: BTreeMap<RequestId, (Fetch, BTreeSet<u32>)>,
@@ -130,7 +132,8 @@ pub(super) struct World {
 }
 
 fn model(n: u8) -> ModelKey {
-    ModelKey::parse(&format!("loras/m{}.safetensors", n % MODELS)).expect("a valid key")
+    let folder = ["vae", "diffusion_models", "text_encoders"].get(usize::from(n % MODELS)).unwrap_or(&"loras");
+    ModelKey::parse(&format!("{folder}/m{}.safetensors", n % MODELS)).expect("a valid key")
 }
 
 /// Models 6 and 7 have no digest; 4 and 5 share one content, and so do 6 and 7, but nobody knows before they are there.
@@ -157,6 +160,7 @@ impl World {
             seq: 0,
             ram: BTreeSet::new(),
             ram_limit: RAM,
+            noted: Vec::new(),
             todo: Vec::new(),
             requests: BTreeMap::new(),
             callers: BTreeMap::new(),
@@ -211,6 +215,7 @@ impl World {
                         assert!(file.names.contains_key(&ready.model), "{} is ready without its name", ready.model);
                         if self.callers[&id].ram {
                             assert!(self.ram.contains(&ready.blob), "{} is ready without its pages", ready.model);
+                            assert!(self.noted.contains(&ready.blob), "a kill now would lose {}", ready.model);
                         }
                     }
                     self.caller(id, |caller| caller.ends += 1);
@@ -219,9 +224,9 @@ impl World {
                 Effect::PutLease(lease) => drop(self.leases.insert(lease.lease, lease)),
                 Effect::EndLease(lease) => drop(self.leases.remove(&lease)),
                 Effect::Land(flight) => assert!(self.open.contains_key(&flight), "only an open file lands"),
+                Effect::NoteResident(blobs) => self.noted = blobs,
                 Effect::NoteUse(_)
                 | Effect::Record(_)
-                | Effect::NoteResident(_)
                 | Effect::CountUse { .. }
                 | Effect::Advise(_)
                 | Effect::CountAhead(_) => {}
@@ -739,6 +744,8 @@ impl World {
         self.state = state(self.rng.u64(..), &inventory, self.now);
         self.tell_space();
         self.tell_ram();
+        let effects = self.state.relock(&self.noted, self.now);
+        self.take(effects);
         self.tell_catalog();
     }
 
@@ -747,6 +754,20 @@ impl World {
         while let Some(effect) = self.todo.pop() {
             self.work(effect, true);
         }
+    }
+
+    /// Changes what RAM may hold.
+    pub(super) fn limit_ram(&mut self, bytes: u64) {
+        self.ram_limit = bytes;
+        self.tell_ram();
+    }
+
+    /// Models in RAM, by number.
+    pub(super) fn in_ram(&self) -> Vec<u8> {
+        let held = |n: &u8| {
+            self.files.iter().any(|(blob, file)| self.ram.contains(blob) && file.names.contains_key(&model(*n)))
+        };
+        (0..MODELS).filter(held).collect()
     }
 
     /// Whether a line of the log says so.
