@@ -1,6 +1,6 @@
 //! Claims about what is fetched ahead: in the order of its use, at nobody's cost who is nearer.
 
-use super::world::World;
+use super::world::{World, model};
 use crate::engine::event::RequestId;
 use crate::engine::view::Priority;
 use crate::ids::FlightId;
@@ -13,7 +13,7 @@ fn in_turn(world: &World) -> Vec<String> {
 }
 
 fn models(numbers: &[u8]) -> Vec<String> {
-    numbers.iter().map(|n| format!("loras/m{n}.safetensors")).collect()
+    numbers.iter().map(|n| model(*n).to_string()).collect()
 }
 
 /// Flights that have a request under way, by model.

@@ -131,7 +131,7 @@ pub(super) struct World {
     pub(super) log: Vec<String>,
 }
 
-fn model(n: u8) -> ModelKey {
+pub(super) fn model(n: u8) -> ModelKey {
     let folder = ["vae", "diffusion_models", "text_encoders"].get(usize::from(n % MODELS)).unwrap_or(&"loras");
     ModelKey::parse(&format!("{folder}/m{}.safetensors", n % MODELS)).expect("a valid key")
 }
