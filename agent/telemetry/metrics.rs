@@ -111,6 +111,7 @@ mod tests {
             measured::ram_models(1);
             measured::ram_locked(7, Duration::from_millis(1));
             measured::ram_demoted(&DemoteReason::Removed, 7);
+            measured::ram_landed(true, 1);
             measured::ram_pressure("psi");
             measured::estimate_error(0.1);
             measured::fleet_connected(true);
