@@ -54,7 +54,8 @@ impl State {
     /// Bytes that eviction could give back, those on their way out included.
     fn evictable(&self, but: &BTreeSet<PartialName>) -> u64 {
         let but: u64 = self.partials.iter().filter(|(name, _)| but.contains(name)).map(|(_, (bytes, _))| bytes).sum();
-        self.evictable_if(&|_| true) - but
+        // What the running prompt uses is nobody's to take.
+        self.evictable_if(&|blob| self.blob_rank(*blob).is_none_or(|rank| rank > Rank::RUNNING)) - but
     }
 
     /// The same, of those stored blobs that `may_go`.

@@ -110,6 +110,30 @@ fn what_a_nearer_prompt_needs_is_never_pushed_out_for_a_farther_one() {
 }
 
 #[test]
+fn a_caller_pushes_out_the_farthest_use_first_and_never_what_the_running_prompt_needs() {
+    let mut world = World::new(7);
+    // 21, 9 and 15 MiB of 48.
+    world.expect(0, &[6, 2, 4], false);
+    world.run_to_the_end();
+    let here = |world: &World, n: u8| world.state.stored(&model(n)).is_some();
+    assert!(here(&world, 6) && here(&world, 2) && here(&world, 4));
+    let (farthest, _) = world.state.stored(&model(4)).expect("here");
+    world.ensure(&[3], true, false);
+    world.run_to_the_end();
+    assert!(world.says("TellReady") && here(&world, 6) && here(&world, 2), "the nearer two are still there");
+    let gone = world.log.iter().find(|line| line.contains("-> Remove(")).expect("something had to go");
+    assert!(gone.contains(&format!("{farthest:?}")), "the farthest went first: {gone}");
+    // 27 MiB can be had without the running prompt's model, and no more.
+    world.expect(0, &[6], false);
+    world.ensure(&[4, 3, 1], true, false);
+    world.run_to_the_end();
+    assert!(world.says("TellFailed") && world.says("NoRoom") && here(&world, 6));
+    world.ensure(&[4, 3], true, false);
+    world.run_to_the_end();
+    assert!(here(&world, 4) && here(&world, 3) && here(&world, 6));
+}
+
+#[test]
 fn ram_is_filled_in_the_order_of_use_and_given_back_when_the_reader_has_its_copy() {
     let mut world = World::new(7);
     // 30 MiB of RAM: 3 (12 MiB) and 4 (15 MiB) fit together, 5 is the same content as 4, 2 (9 MiB) is one too many.
