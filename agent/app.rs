@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::comfy;
+use crate::comfy::bridge::Bridge;
 use crate::config::Config;
 use crate::gpu::GpuMeter;
 use crate::host::{self, ProcessMeter, StopSignals};
@@ -109,11 +110,13 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
         .clone()
         .map(|fleet| tokio::spawn(crate::fleet::run(fleet, Arc::new(handle.clone()), stop.child_token())));
     vram.opened(handle.clone());
+    let seen = Bridge::start(&config.comfy, &handle, &stop);
     let served = Served {
         engine: handle.clone(),
         gpus,
         comfy: config.comfy.clone(),
         models: config.engine.store.models.clone(),
+        seen,
     };
     let rpc = tokio::spawn(server.run(served, stop.clone()));
     if config.comfy.free {

@@ -12,6 +12,7 @@ use crate::config::{self, Config};
 
 mod check_config;
 mod client;
+mod comfy;
 mod demo;
 mod disk;
 mod doctor;
@@ -110,6 +111,8 @@ enum Command {
     Workers,
     /// Show what happened, and why
     Events(events::EventsArgs),
+    /// Work with ComfyUI: its queues, its folders, its node pack
+    Comfy(comfy::ComfyArgs),
     /// Ask the daemon whether it serves: for container health checks
     Health,
     /// Check the configuration and print what is in force
@@ -132,6 +135,7 @@ impl Command {
         match self {
             Self::Serve | Self::Completions { .. } => [&REACH[..], &["json", "quiet"]].concat(),
             Self::Push(_) | Self::CheckConfig(_) | Self::Demo(_) | Self::Fleet(_) => REACH.to_vec(),
+            Self::Comfy(args) if !args.is_client() => REACH.to_vec(),
             Self::Ensure(args) if args.standalone => REACH.into_iter().filter(|name| *name != "timeout").collect(),
             Self::Resolve(workflow::ResolveArgs { offline: true, .. })
             | Self::Scan(scan::ScanArgs { offline: true, .. }) => REACH.to_vec(),
@@ -158,6 +162,7 @@ impl Command {
             | Self::Readiness(_)
             | Self::Report(_)
             | Self::Events(_)
+            | Self::Comfy(_)
             | Self::Health => Vec::new(),
         }
     }
@@ -317,6 +322,7 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Report(args) => report::report(context, args).await,
         Command::Workers => workers::workers(context).await,
         Command::Events(args) => events::events(context, args).await,
+        Command::Comfy(args) => comfy::comfy(context, args).await,
         Command::Health => status::health(context).await,
         Command::CheckConfig(args) => check_config::check_config(context, args),
         Command::Demo(args) => demo::demo(context, args).await,
@@ -389,6 +395,11 @@ mod tests {
             "tierd health --socket https://node:7443 --ca ca.pem",
             "tierd check-config --example",
             "tierd demo --size 300MiB --keep",
+            "tierd comfy status --prompts 3 --json",
+            "tierd comfy paths --models /m --last",
+            "tierd comfy install /c --link /p",
+            "tierd comfy install /c --uninstall",
+            "tierd comfy unmark",
             "tierd completions bash",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).expect_err("failed"));
@@ -419,6 +430,11 @@ mod tests {
             "tierd resolve a.json --offline --socket x",
             "tierd pin vae/a --ram",
             "tierd promote",
+            "tierd comfy",
+            "tierd comfy install",
+            "tierd comfy install /c --link /p --uninstall",
+            "tierd comfy paths --socket /run/x",
+            "tierd comfy status --prompts 0",
             "tierd ensure vae/a --standalone --ca x.pem",
         ] {
             assert!(parse(line).is_err(), "{line}");

@@ -34,6 +34,7 @@ pub(crate) const METHODS: &[&str] = &[
     "GetNode",
     "GetReport",
     "Import",
+    "ListComfyServers",
     "ListFlights",
     "ListLeases",
     "ListModels",

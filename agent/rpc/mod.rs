@@ -3,6 +3,7 @@
 
 mod cache;
 mod caller;
+mod comfy;
 mod connection;
 pub mod convert;
 pub(crate) mod ensure;

@@ -13,16 +13,19 @@ use tonic::transport;
 use tonic_health::server::HealthReporter;
 use tower::Layer;
 
+use crate::comfy::bridge::Seen;
 use crate::comfy::pack_api::{self, PackApi, Watches};
 use crate::config::{ComfyConfig, ListenConfig};
 use crate::gpu::GpuMeter;
 use crate::rpc::FILE_DESCRIPTOR_SET;
 use crate::rpc::cache::Cache;
+use crate::rpc::comfy::Comfy;
 use crate::rpc::gate::Gate;
 use crate::rpc::hint::HintRpc;
 use crate::rpc::listen::{self, RpcError, UnixSocket};
 use crate::rpc::node::Node;
 use crate::rpc::pb::cache_service_server::CacheServiceServer;
+use crate::rpc::pb::comfy_service_server::ComfyServiceServer;
 use crate::rpc::pb::hint_service_server::HintServiceServer;
 use crate::rpc::pb::node_service_server::NodeServiceServer;
 use crate::rpc::pb::placement_service_server::PlacementServiceServer;
@@ -54,6 +57,8 @@ pub struct Served {
     pub comfy: ComfyConfig,
     /// Where models appear.
     pub models: std::path::PathBuf,
+    /// ComfyUI's servers, as the bridge has them.
+    pub seen: Arc<Seen>,
 }
 
 /// The sockets, bound and not yet served.
@@ -177,6 +182,8 @@ async fn services(
     let (bytes_max, readers) = (config.workflow_bytes_max, Arc::new(Semaphore::new(READERS_MAX)));
     let workflow = Workflow { engine: handle.clone(), stop: stop.clone(), bytes_max, readers };
     let workflow = WorkflowServiceServer::new(workflow).max_decoding_message_size(bytes_max + ENVELOPE_BYTES_MAX);
+    let comfy = ComfyServiceServer::new(Comfy { engine: handle.clone(), seen: served.seen.clone() })
+        .max_decoding_message_size(config.message_bytes_max);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<CacheServiceServer<Cache>>().await;
     health.set_serving::<NodeServiceServer<Node>>().await;
@@ -200,7 +207,7 @@ async fn services(
         .add_service(placement)
         .add_service(workflow)
         .add_service(report);
-    routes = routes.add_service(health_service).add_service(v1).add_service(v1alpha);
+    routes = routes.add_service(comfy).add_service(health_service).add_service(v1).add_service(v1alpha);
     let pack = pack_api::router(PackApi {
         engine: handle.clone(),
         comfy: served.comfy.clone(),

@@ -115,6 +115,7 @@ mod tests {
             measured::ram_locked(7, Duration::from_millis(1));
             measured::ram_landed(true, 7);
             measured::ram_demoted(&DemoteReason::Removed, 7);
+            measured::ram_landed(true, 1);
             measured::ram_pressure("psi");
             measured::estimate_error(0.1);
             measured::fleet_connected(true);
@@ -135,6 +136,11 @@ mod tests {
             measured::vram::advised();
             measured::vram::received(measured::vram::Hint::Report);
             measured::vram::dropped(measured::vram::Dropped::Unknown);
+            measured::ahead(tierd_cache::engine::event::Ahead::Dropped);
+            measured::comfy(1, 0, 1, 2);
+            measured::comfy_prompts("seen", 1);
+            measured::comfy_unresolved();
+            measured::comfy_read("ok");
             measured::rpc_ended("Ensure", "OK");
             measured::rpc_answered("Ensure", Duration::from_millis(1));
             let (resident_bytes, cpu_seconds, started) = (1, 0.5, 2);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use metrics::{Unit, counter, gauge, histogram};
 
+use crate::engine::event::Ahead;
 use crate::engine::view::{DemoteReason, EvictReason, Phase, Tier};
 use crate::ids::OriginName;
 
@@ -187,6 +188,21 @@ metrics! {
         "Leases held.";
     ENGINE_EVENTS_DROPPED = "tierd_engine_events_dropped_total", Count, Kind::Counter, &[],
         "Events that a watcher was too slow for; it is told to list everything again.";
+    ENGINE_AHEAD = "tierd_engine_ahead_total", Count, Kind::Counter,
+        &[("what", "`started`, `upgraded`, `dropped`, `let_finish`, `failed`")],
+        "Fetches for models that only queued prompts need: started, upgraded to demand as their prompt came near, dropped or let finish because it left the queue, failed. `dropped` and `let_finish` are what was fetched in vain.";
+    COMFY_SERVERS = "tierd_comfy_servers", Count, Kind::Gauge, &[("state", "`up`, `down`")],
+        "ComfyUI servers whose queues are read ahead.";
+    COMFY_QUEUE = "tierd_comfy_queue_prompts", Count, Kind::Gauge, &[("state", "`running`, `pending`")],
+        "Prompts in the queues of all ComfyUI servers.";
+    COMFY_PROMPTS = "tierd_comfy_prompts_total", Count, Kind::Counter,
+        &[("outcome", "`seen`, `succeeded`, `failed`, `left`")],
+        "Prompts of ComfyUI servers: seen in a queue, and how they ended; `left` without a trace in the server's history.";
+    COMFY_UNRESOLVED = "tierd_comfy_unresolved_total", Count, Kind::Counter, &[],
+        "Queued prompts that need a model which no origin and no tier knows.";
+    COMFY_READS = "tierd_comfy_queue_reads_total", Count, Kind::Counter,
+        &[("outcome", "`ok`, `unreachable`, `malformed`, `too_large`")],
+        "Times that a ComfyUI server's queue was read, by how that went.";
     RPC_REQUESTS = "tierd_rpc_requests_total", Count, Kind::Counter,
         &[("method", "the name of the rpc"), ("code", "the gRPC status, as in `OK`, `NOT_FOUND`")],
         "gRPC requests that ended.";
@@ -318,6 +334,41 @@ pub fn leases(leases: u64) {
     gauge!(ENGINE_LEASES.name).set(leases as f64);
 }
 
+/// What became of a fetch that nobody asked for.
+pub fn ahead(ahead: Ahead) {
+    let what = match ahead {
+        Ahead::Started => "started",
+        Ahead::Upgraded => "upgraded",
+        Ahead::Dropped => "dropped",
+        Ahead::LetFinish => "let_finish",
+        Ahead::Failed => "failed",
+    };
+    counter!(ENGINE_AHEAD.name, "what" => what).increment(1);
+}
+
+/// ComfyUI's servers and their queues as they are now.
+pub fn comfy(up: u64, down: u64, running: u64, pending: u64) {
+    gauge!(COMFY_SERVERS.name, "state" => "up").set(up as f64);
+    gauge!(COMFY_SERVERS.name, "state" => "down").set(down as f64);
+    gauge!(COMFY_QUEUE.name, "state" => "running").set(running as f64);
+    gauge!(COMFY_QUEUE.name, "state" => "pending").set(pending as f64);
+}
+
+/// Prompts of a ComfyUI server: `seen`, `succeeded`, `failed` or `left`.
+pub fn comfy_prompts(outcome: &'static str, prompts: u64) {
+    counter!(COMFY_PROMPTS.name, "outcome" => outcome).increment(prompts);
+}
+
+/// A queued prompt needs a model that nobody knows.
+pub fn comfy_unresolved() {
+    counter!(COMFY_UNRESOLVED.name).increment(1);
+}
+
+/// A ComfyUI server's queue was read: `ok`, `unreachable`, `malformed` or `too_large`.
+pub fn comfy_read(outcome: &'static str) {
+    counter!(COMFY_READS.name, "outcome" => outcome).increment(1);
+}
+
 /// A watcher was too slow for so many events.
 pub fn events_dropped(events: u64) {
     counter!(ENGINE_EVENTS_DROPPED.name).increment(events);
@@ -417,7 +468,8 @@ pub fn process(sample: ProcessSample) {
 mod tests {
     use super::*;
 
-    const ROOMS: [&str; 10] = ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "fleet", "rpc", "process"];
+    const ROOMS: [&str; 11] =
+        ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "comfy", "fleet", "rpc", "process"];
 
     #[test]
     fn every_name_follows_the_rule_and_is_there_once() {

@@ -110,6 +110,7 @@ impl Engine {
                 self.callers.end(id, EnsureUpdate::Failed(failed));
             }
             Effect::Record(what) => self.record(what),
+            Effect::CountAhead(ahead) => metrics::ahead(ahead),
             Effect::CountUse { from, bytes, elapsed } => metrics::vram::used(from, bytes, elapsed),
             Effect::Advise(advice) => self.advise(advice),
         }

@@ -167,6 +167,13 @@ pub enum Event {
         /// Bytes that may come back now.
         growth: u64,
     },
+    /// A source's whole list of the models that it expects to use, in place of its last one. An empty list ends it.
+    Expect {
+        /// Who expects: `comfy:<server>`.
+        source: String,
+        /// What, and how near.
+        wants: Vec<crate::plan::expected::Want>,
+    },
     /// How many bytes an origin has sent since the daemon started.
     Sample {
         /// The origin.
@@ -373,6 +380,8 @@ pub enum Effect {
     TellFailed(EnsureId, EnsureFailed),
     /// Write down that something happened.
     Record(What),
+    /// Count what became of a fetch that nobody asked for.
+    CountAhead(Ahead),
     /// Count that a worker used a model, or read a file: from this tier, or a file that is none of ours.
     CountUse {
         /// The fastest tier that had it.
@@ -384,6 +393,21 @@ pub enum Effect {
     },
     /// Tell who listens what a device should do.
     Advise(Advice),
+}
+
+/// What becomes of fetches for models that are only expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ahead {
+    /// One was started.
+    Started,
+    /// Its prompt came near the front: it counts as demand now.
+    Upgraded,
+    /// Its prompt left the queue early in the fetch: it was stopped, its finished pieces are kept.
+    Dropped,
+    /// Its prompt left the queue late in the fetch: it goes on as a guess.
+    LetFinish,
+    /// It failed.
+    Failed,
 }
 
 /// One request to an origin.

@@ -14,6 +14,7 @@ use crate::engine::view::{
 };
 use crate::fault::Fault;
 use crate::ids::{FlightId, LeaseId, ModelKey, OriginName, Seq};
+use crate::plan::expected::Want;
 use crate::plan::report::Report;
 
 /// Commands that may wait for the engine. It answers in microseconds; more than this means that it hangs.
@@ -45,6 +46,11 @@ pub(crate) enum Command {
         models: Vec<ModelKey>,
         by: String,
         reply: oneshot::Sender<Result<MoveReport, Fault>>,
+    },
+    Expect {
+        source: String,
+        wants: Vec<Want>,
+        reply: oneshot::Sender<()>,
     },
     Unpin(LeaseId, oneshot::Sender<Result<LeaseView, Fault>>),
     Leases(oneshot::Sender<Vec<LeaseView>>),
@@ -194,6 +200,16 @@ impl EngineHandle {
     /// [`Fault::Invalid`] for an empty list.
     pub async fn demote(&self, models: Vec<ModelKey>, by: String) -> Result<MoveReport, Fault> {
         self.ask(|reply| Command::Demote { models, by, reply }).await?
+    }
+
+    /// Tells what a source expects to use soon: its whole list, in place of its last one; an empty list ends it. What is missing of it is
+    /// fetched in the order of its use, as far as there is room; nobody is told how that goes.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ShuttingDown`].
+    pub async fn expect(&self, source: String, wants: Vec<Want>) -> Result<(), Fault> {
+        self.ask(|reply| Command::Expect { source, wants, reply }).await
     }
 
     /// Ends a lease.

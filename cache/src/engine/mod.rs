@@ -11,6 +11,7 @@ pub mod handle;
 pub mod hints;
 pub mod known;
 mod ledger;
+mod marks;
 mod memory;
 mod movers;
 pub mod outlook;

@@ -23,6 +23,7 @@ use crate::engine::gauges::GAUGES_INTERVAL;
 use crate::engine::handle::{COMMANDS_MAX, Command, EngineHandle, Verified};
 use crate::engine::hints::Hints;
 use crate::engine::ledger::Ledger;
+use crate::engine::marks::Marks;
 use crate::engine::memory::Ram;
 use crate::engine::movers::Movers;
 use crate::engine::pace::Pace;
@@ -133,6 +134,7 @@ pub(crate) struct Engine {
     pub(crate) idle_since: Tick,
     pub(crate) trimmed: bool,
     pub(crate) models_path: PathBuf,
+    pub(crate) marks: Marks,
     pub(crate) next_ensure: u64,
     /// When the state wants to be told that time passed.
     pub(crate) wake: Tick,
@@ -215,6 +217,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         idle_since: clock.now(),
         trimmed: false,
         models_path: config.store.models.clone(),
+        marks: Marks::new(config.store.marks),
         next_ensure: 1,
         wake: Tick(u64::MAX),
         synced: clock.now(),
@@ -229,6 +232,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
     engine.measure_space();
     engine.recall_resident();
     engine.recall_catalog();
+    engine.set_marks();
     let bytes = inventory.blobs.iter().map(|blob| blob.bytes).sum();
     engine.record(What::Started { blobs: inventory.blobs.len() as u64, bytes });
     engine.refresh(None, None);
@@ -313,6 +317,7 @@ impl Engine {
         self.forecast.reshaped |= event.reshapes();
         self.count_event(&event);
         self.enter_request(&event);
+        let lists = matches!(event, Event::Catalog(_));
         let effects = self.state.apply(event, self.clock.now(), self.clock.wall());
         // Before anybody is told: who then asks how soon something could be ready must be answered by what is.
         if self.forecast.reshaped {
@@ -320,6 +325,9 @@ impl Engine {
         }
         for effect in effects {
             self.start(effect);
+        }
+        if lists {
+            self.set_marks();
         }
     }
 

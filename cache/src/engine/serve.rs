@@ -55,6 +55,16 @@ impl Engine {
                     lease
                 }));
             }
+            Command::Expect { source, wants, reply } => {
+                if now.since(self.spaced) >= SPACE_AGE_MAX {
+                    self.measure_space();
+                }
+                if wants.iter().any(|want| want.ram) {
+                    self.measure_ram();
+                }
+                self.apply(Event::Expect { source, wants });
+                let _ = reply.send(());
+            }
             Command::Unpin(lease, reply) => {
                 let _ = reply.send(self.state.unpin(lease).map(|(lease, effects)| {
                     self.act(effects);

@@ -2,6 +2,7 @@
 
 pub mod calibration;
 pub mod connections;
+pub mod expected;
 pub mod lru;
 pub mod rank;
 pub mod rates;

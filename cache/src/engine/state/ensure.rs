@@ -135,7 +135,7 @@ impl State {
     }
 
     /// The blob that serves a model now: stored under its name and not outdated, or stored under another name.
-    fn current_blob(&self, model: &ModelKey) -> Option<BlobId> {
+    pub(super) fn current_blob(&self, model: &ModelKey) -> Option<BlobId> {
         let entry = self.catalog.get(model);
         if let Some(link) = self.links.get(model)
             && !entry.is_some_and(|entry| super::stored::is_outdated(link, &self.blobs[&link.blob], entry))
@@ -300,6 +300,9 @@ impl State {
         for (row, model) in missing {
             let step = match self.fly(&model, priority, now) {
                 Ok((flight, was_there)) => {
+                    if let Some(flight) = self.flights.get_mut(&flight) {
+                        flight.ahead = false;
+                    }
                     if was_there {
                         joined.insert(model);
                     }

@@ -33,6 +33,8 @@ pub(crate) struct Memory {
     /// Nothing new is promoted while the node is short of memory.
     pub(crate) paused: bool,
     pub(super) policy: Box<dyn EvictionPolicy>,
+    /// Blobs that were locked because a prompt was expected to read them, and that nobody asked for.
+    pub(super) placed: BTreeSet<BlobId>,
     /// Whether the set that a restart locks again is another one since it was last written down, and which that was.
     changed: bool,
     noted: Vec<BlobId>,
@@ -72,6 +74,7 @@ impl Memory {
             landed: None,
             paused: false,
             policy,
+            placed: BTreeSet::new(),
             changed: false,
             noted: Vec::new(),
         }
@@ -231,6 +234,7 @@ impl State {
         for blob in std::mem::take(&mut self.memory.relocking).into_iter().rev() {
             self.memory.policy.used(blob, now);
         }
+        self.place_expected(now);
         self.regrow(now);
     }
 
@@ -260,7 +264,7 @@ impl State {
     }
 
     /// Starts to lock one blob. False if it must wait for pages on their way out, or for memory.
-    fn lock(&mut self, blob: BlobId, demanded: bool, now: Tick) -> bool {
+    pub(super) fn lock(&mut self, blob: BlobId, demanded: bool, now: Tick) -> bool {
         let Some(stored) = self.blobs.get(&blob).filter(|stored| stored.fate == Fate::Kept) else { return true };
         let bytes = stored.bytes;
         let wanted_by = stored.models.first().cloned();
@@ -330,6 +334,7 @@ impl State {
     pub(super) fn start_unlock(&mut self, blob: BlobId, reason: DemoteReason) {
         self.memory.queue.retain(|queued| *queued != blob);
         self.memory.regrow.retain(|queued| *queued != blob);
+        self.memory.placed.remove(&blob);
         if matches!(reason, DemoteReason::Pressure { .. } | DemoteReason::Shrunk { .. }) {
             self.memory.regrow.push_back(blob);
         }
