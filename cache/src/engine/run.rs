@@ -24,7 +24,7 @@ use crate::engine::memory::Ram;
 use crate::engine::pace::Pace;
 use crate::engine::scribe::{NOTES_MAX, Scribe};
 use crate::engine::sources::{Located, Sources};
-use crate::engine::state::{State, StateConfig};
+use crate::engine::state::{Executor, State, StateConfig};
 use crate::engine::view::{EvictReport, OriginState, What};
 use crate::fault::Fault;
 use crate::heap;
@@ -32,7 +32,6 @@ use crate::ids::{BlobId, EnsureId, FlightId, ModelKey, OriginName};
 use crate::manifest::Manifest;
 use crate::origin::Origin;
 use crate::piece::Cv;
-use crate::plan::lru::Lru;
 use crate::store::{BlockPool, Partial, Store};
 
 /// Reports that may wait for the loop. Each worker has one at a time, so this is never reached; it is a bound.
@@ -159,8 +158,10 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         origins: config.origins.iter().map(|origin| (origin.name.clone(), origin.connections_max)).collect(),
         models: config.store.models.clone(),
         seed: clock.wall().0,
+        executor: Executor::default(),
     };
-    let state = State::new(state_config, &inventory, Box::new(Lru::default()), clock.now(), clock.wall());
+    let policy = config.plan.policy.build(config.plan.costs);
+    let state = State::new(state_config, &inventory, policy, clock.now(), clock.wall());
     let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
     let (done, reports) = mpsc::channel(DONE_MAX);
     let pool = Arc::new(BlockPool::new(config.fetch.bytes_in_flight_max));

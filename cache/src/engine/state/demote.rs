@@ -96,11 +96,11 @@ impl State {
         let size = |victims: &[BlobId]| -> u64 {
             victims.iter().filter_map(|blob| held.get(blob)).map(|held| held.bytes).sum()
         };
-        let mut victims = self.memory.policy.victims(bytes, &|blob| evictable(blob, &[RamHold::None]), now);
+        let mut victims = self.plan.victims(Tier::Ram, bytes, &|blob| evictable(blob, &[RamHold::None]), now);
         let short = bytes.saturating_sub(size(&victims));
         if short > 0 {
             // What a soft lease holds goes last.
-            victims.extend(self.memory.policy.victims(short, &|blob| evictable(blob, &[RamHold::Soft]), now));
+            victims.extend(self.plan.victims(Tier::Ram, short, &|blob| evictable(blob, &[RamHold::Soft]), now));
         }
         let mut found = 0;
         for blob in victims {

@@ -57,6 +57,8 @@ pub(crate) struct Flight {
     pub(crate) last_origin: Option<OriginName>,
     /// Bytes of RAM that are promised to it: its pages are kept as they land.
     pub(crate) landing: u64,
+    /// Whether its bytes go past the disk: no room is reserved for it.
+    pub(crate) passes: bool,
 }
 
 /// Where a flight is on its way.
@@ -182,7 +184,7 @@ impl State {
         }
         let id = FlightId(self.next_flight);
         self.next_flight += 1;
-        let layout = Layout::new(bytes);
+        let layout = self.layout(bytes);
         let flight = Flight {
             name,
             layout,
@@ -211,9 +213,14 @@ impl State {
             bytes_fetched: 0,
             last_origin: None,
             landing: 0,
+            passes: false,
         };
         self.flights.insert(id, flight);
         Ok((id, false))
+    }
+
+    pub(super) fn layout(&self, bytes: u64) -> Layout {
+        Layout::with_pieces_of(bytes, self.config.executor.piece_bytes)
     }
 
     /// Lets flights take their next step on the disk, a few at a time, demand first.
@@ -378,8 +385,13 @@ impl State {
         if self.blobs.contains_key(&blob) {
             self.disk.unreserve(flight.reserved);
         } else {
-            self.disk.settle(flight.reserved);
-            self.insert_blob(blob, bytes, commit.trust, commit.sha256.or(flight.sha256), now);
+            let sha256 = commit.sha256.or(flight.sha256);
+            if flight.passes {
+                self.insert_passing(blob, bytes, commit.trust, sha256, now);
+            } else {
+                self.disk.settle(flight.reserved);
+                self.insert_blob(blob, bytes, commit.trust, sha256, now);
+            }
         }
         for (model, source) in &flight.models {
             self.name(StoredLink { model: model.clone(), blob, source: source.clone() }, now);
@@ -399,11 +411,15 @@ impl State {
                 want.step = arrived(&self.memory, ensure.request.target, blob);
                 want.hold = Some(blob);
                 held += 1;
+                if ensure.request.priority == Priority::Demand && !std::mem::replace(&mut want.counted, true) {
+                    self.plan.asked(blob, bytes, now);
+                }
             }
         }
         if let Some(blob) = self.blobs.get_mut(&blob) {
             blob.holds += held;
         }
+        self.place(blob, true, now);
         // What was promised a line above is still there: its pages are locked before anybody else asks.
         self.fill_memory(now);
         let mut view = self.flight_view(id, &flight, now);

@@ -12,7 +12,6 @@ use crate::engine::state::{Fate, State};
 use crate::engine::view::{DemoteReason, LeaseView, MoveReport, RamHold, Tier, What};
 use crate::fault::Fault;
 use crate::ids::{BlobId, FlightId, ModelKey};
-use crate::plan::EvictionPolicy;
 
 /// The RAM tier's books.
 #[derive(Debug)]
@@ -27,7 +26,8 @@ pub(crate) struct Memory {
     growth: u64,
     /// Nothing new is promoted while the node is short of memory.
     pub(crate) paused: bool,
-    pub(super) policy: Box<dyn EvictionPolicy>,
+    /// Whether the set that a restart locks again has changed since it was told.
+    changed: bool,
 }
 
 /// One blob in RAM, or on its way there or away.
@@ -51,7 +51,7 @@ pub(crate) enum Stage {
 
 impl Memory {
     /// An empty tier that may hold nothing until the node's limits are known.
-    pub(crate) fn new(policy: Box<dyn EvictionPolicy>) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             budget: Budget::new(0),
             held: BTreeMap::new(),
@@ -59,7 +59,7 @@ impl Memory {
             regrow: VecDeque::new(),
             growth: 0,
             paused: false,
-            policy,
+            changed: false,
         }
     }
 
@@ -68,7 +68,7 @@ impl Memory {
     }
 
     /// Bytes on their way out.
-    fn leaving(&self) -> u64 {
+    pub(super) fn leaving(&self) -> u64 {
         self.held.values().filter(|held| held.stage == Stage::Unlocking).map(|held| held.bytes).sum()
     }
 }
@@ -109,7 +109,7 @@ impl State {
         if !self.memory.held.contains_key(&blob) && !self.memory.queue.contains(&blob) {
             self.memory.queue.push_back(blob);
         }
-        self.memory.policy.used(blob, now);
+        self.plan.used(Tier::Ram, blob, now);
     }
 
     /// Demotes models: their pages are given back, they stay on the disk. Held ones stay and are reported.
@@ -231,7 +231,8 @@ impl State {
 
     /// Starts to lock one blob. False if it must wait for pages on their way out, or for memory.
     fn lock(&mut self, blob: BlobId, demanded: bool, now: Tick) -> bool {
-        let Some(stored) = self.blobs.get(&blob).filter(|stored| stored.fate == Fate::Kept) else { return true };
+        let stays = |stored: &&super::Blob| matches!(stored.fate, Fate::Kept | Fate::Shedding);
+        let Some(stored) = self.blobs.get(&blob).filter(stays) else { return true };
         let bytes = stored.bytes;
         let wanted_by = stored.models.first().cloned();
         match self.memory.held.get(&blob).map(|held| held.stage) {
@@ -241,14 +242,14 @@ impl State {
         }
         if self.memory.budget.reserve(bytes) {
             self.memory.held.insert(blob, Held { bytes, stage: Stage::Locking, since: now });
-            self.memory.policy.inserted(blob, bytes, now);
+            self.plan.inserted(Tier::Ram, blob, bytes, now);
             self.out.push(Effect::Lock { blob, bytes });
             return true;
         }
         let short = (bytes + self.memory.budget.over()).saturating_sub(self.memory.budget.free());
-        let leaving = self.memory.leaving();
+        let leaving = self.memory.leaving() + self.leaving_ram();
         if short > leaving {
-            let policy = self.memory.policy.name().to_owned();
+            let policy = self.plan.name().to_owned();
             let reason = wanted_by
                 .map_or(DemoteReason::Shrunk { over: short }, |wanted_by| DemoteReason::Room { wanted_by, policy });
             let found = self.demote_coldest(short - leaving, &reason, now);
@@ -277,7 +278,7 @@ impl State {
         }
         if !self.memory.budget.reserve(bytes) {
             let short = (bytes + self.memory.budget.over()).saturating_sub(self.memory.budget.free());
-            let policy = self.memory.policy.name().to_owned();
+            let policy = self.plan.name().to_owned();
             if let Some(wanted_by) = wanted_by.filter(|_| bytes <= self.memory.budget.limit()) {
                 let leaving = self.memory.leaving();
                 self.demote_coldest(short.saturating_sub(leaving), &DemoteReason::Room { wanted_by, policy }, now);
@@ -309,7 +310,7 @@ impl State {
         }
         held.stage = Stage::Unlocking;
         let bytes = held.bytes;
-        self.memory.policy.removed(blob);
+        self.plan.removed(Tier::Ram, blob);
         self.out.push(Effect::Unlock(blob));
         let models = self.blobs.get(&blob).map(|stored| stored.models.iter().cloned().collect()).unwrap_or_default();
         self.out.push(Effect::Record(What::Demoted { models, blob, bytes, reason }));
@@ -333,8 +334,9 @@ impl State {
             Err(fault) => {
                 let bytes = held.bytes;
                 self.memory.held.remove(&blob);
-                self.memory.policy.removed(blob);
+                self.plan.removed(Tier::Ram, blob);
                 self.memory.budget.unreserve(bytes);
+                self.passing.check(blob);
                 self.each_want(|want| want.step == Step::Locking(blob), &Step::Failed(fault));
                 self.drop_holds(blob);
             }
@@ -345,6 +347,7 @@ impl State {
         if let Some(held) = self.memory.held.remove(&blob) {
             debug_assert_eq!(held.stage, Stage::Unlocking, "only what was told to go is gone");
             self.memory.budget.give_back(held.bytes);
+            self.passing.check(blob);
         }
     }
 
@@ -377,8 +380,15 @@ impl State {
         self.memory.growth = growth;
     }
 
-    /// The set that a restart locks again, the most recently used first.
     fn note_resident(&mut self) {
+        self.memory.changed = true;
+    }
+
+    /// Tells the set that a restart locks again, the most recently used first, if it changed.
+    pub(super) fn tell_resident(&mut self) {
+        if !std::mem::take(&mut self.memory.changed) {
+            return;
+        }
         let mut locked: Vec<BlobId> =
             self.memory.held.iter().filter(|(_, held)| held.stage == Stage::Locked).map(|(blob, _)| *blob).collect();
         locked.sort_by_key(|blob| std::cmp::Reverse(self.blobs.get(blob).map(|stored| stored.last_used)));
@@ -388,7 +398,7 @@ impl State {
     /// A blob in RAM was used.
     pub(super) fn touch_memory(&mut self, blob: BlobId, now: Tick) {
         if self.memory.held.contains_key(&blob) {
-            self.memory.policy.used(blob, now);
+            self.plan.used(Tier::Ram, blob, now);
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::clock::Tick;
 use crate::engine::event::Effect;
 use crate::engine::state::flight::{Keep, Stage};
 use crate::engine::state::{Fate, State};
-use crate::engine::view::{DemoteReason, EvictReason, Priority, What};
+use crate::engine::view::{DemoteReason, EvictReason, Priority, Tier, What};
 use crate::fault::Fault;
 use crate::ids::{BlobId, FlightId, ModelKey};
 use crate::store::PartialName;
@@ -24,6 +24,10 @@ impl State {
 
     /// Whether the models that a set still misses fit, with everything evictable gone.
     pub(super) fn room_for<'a>(&self, missing: impl Iterator<Item = &'a ModelKey>) -> Result<(), Fault> {
+        if self.config.executor.apart {
+            // What finds no room passes by.
+            return Ok(());
+        }
         let mut names = BTreeSet::new();
         let mut needed = 0;
         for model in missing {
@@ -56,7 +60,9 @@ impl State {
         let blobs: u64 = self
             .blobs
             .iter()
-            .filter(|(id, blob)| blob.fate == Fate::Removing || self.is_evictable(**id, &leased))
+            .filter(|(id, blob)| {
+                blob.fate == Fate::Removing && blob.on_disk || self.is_evictable(**id, &leased) || self.can_shed(**id)
+            })
             .map(|(_, blob)| blob.bytes)
             .sum();
         let partials: u64 =
@@ -64,19 +70,24 @@ impl State {
         blobs + partials + self.discarding.values().sum::<u64>()
     }
 
-    fn leased(&self) -> BTreeSet<&ModelKey> {
+    pub(super) fn leased(&self) -> BTreeSet<&ModelKey> {
         self.leases.values().flat_map(|lease| &lease.view.models).collect()
     }
 
-    fn is_evictable(&self, id: BlobId, leased: &BTreeSet<&ModelKey>) -> bool {
+    pub(super) fn is_evictable(&self, id: BlobId, leased: &BTreeSet<&ModelKey>) -> bool {
         let Some(blob) = self.blobs.get(&id) else { return false };
-        blob.fate == Fate::Kept && blob.holds == 0 && !blob.models.iter().any(|model| leased.contains(model))
+        blob.on_disk
+            && blob.fate == Fate::Kept
+            && blob.holds == 0
+            && !blob.models.iter().any(|model| leased.contains(model))
     }
 
     /// Gives waiting flights their room, in order; evicts what that takes.
     pub(super) fn make_room(&mut self, now: Tick) {
         self.sweep_nameless();
+        self.sweep_passing();
         self.shrink(now);
+        self.sink_waiting();
         let mut waiting: Vec<(std::cmp::Reverse<Priority>, FlightId)> = self
             .flights
             .iter()
@@ -121,6 +132,11 @@ impl State {
             }
             return true;
         }
+        let apart = self.config.executor.apart;
+        if apart && self.plan.places_late() {
+            self.granted_passing(id);
+            return true;
+        }
         if self.disk.reserve(bytes) {
             self.granted(id, bytes, false);
             return true;
@@ -130,8 +146,12 @@ impl State {
         if short <= leaving {
             return false;
         }
+        if apart && short > self.evictable(&BTreeSet::new()) {
+            self.granted_passing(id);
+            return true;
+        }
         let wanted_by = flight.models.keys().next().cloned();
-        let policy = self.policy.name().to_owned();
+        let policy = self.plan.name().to_owned();
         let reason =
             |_: &Self| wanted_by.clone().map(|wanted_by| EvictReason::Room { wanted_by, policy: policy.clone() });
         let found = self.clear(short - leaving, &reason, now);
@@ -156,8 +176,9 @@ impl State {
     }
 
     /// Bytes that are being deleted.
-    fn leaving(&self) -> u64 {
-        let removing: u64 = self.blobs.values().filter(|blob| blob.fate == Fate::Removing).map(|blob| blob.bytes).sum();
+    pub(super) fn leaving(&self) -> u64 {
+        let going = self.passing.departing.iter().filter_map(|blob| self.blobs.get(blob));
+        let removing: u64 = going.filter(|blob| blob.on_disk).map(|blob| blob.bytes).sum();
         removing + self.discarding.values().sum::<u64>()
     }
 
@@ -188,23 +209,35 @@ impl State {
             found += size;
         }
         let leased = self.leased();
-        let evictable =
-            |blob: BlobId| self.is_evictable(blob, &leased).then(|| self.blobs.get(&blob).map_or(0, |blob| blob.bytes));
-        let victims = self.policy.victims(bytes.saturating_sub(found), &evictable, now);
+        let evictable = |blob: BlobId| {
+            let may_go = self.is_evictable(blob, &leased) || self.can_shed(blob);
+            may_go.then(|| self.blobs.get(&blob).map_or(0, |blob| blob.bytes))
+        };
+        let victims = self.plan.victims(Tier::Nvme, bytes.saturating_sub(found), &evictable, now);
         for blob in victims {
             let Some(stored) = self.blobs.get(&blob) else { continue };
             found += stored.bytes;
-            let (size, last_used) = (stored.bytes, stored.last_used);
-            let mut bytes = size;
-            for model in stored.models.clone() {
-                if let Some(reason) = reason(self) {
-                    self.out.push(Effect::Record(What::Evicted { model, blob, bytes, reason, last_used }));
-                }
-                bytes = 0;
+            if self.can_shed(blob) {
+                self.shed(blob);
+                continue;
+            }
+            if let Some(reason) = reason(self) {
+                self.record_evicted(blob, &reason);
             }
             self.start_removal(blob);
         }
         found
+    }
+
+    /// Writes down that a blob leaves the disk under all its names; its bytes count once.
+    pub(super) fn record_evicted(&mut self, blob: BlobId, reason: &EvictReason) {
+        let Some(stored) = self.blobs.get(&blob) else { return };
+        let (mut bytes, last_used) = (stored.bytes, stored.last_used);
+        for model in stored.models.clone() {
+            let reason = reason.clone();
+            self.out.push(Effect::Record(What::Evicted { model, blob, bytes, reason, last_used }));
+            bytes = 0;
+        }
     }
 
     /// The limit fell below what is held: what the policy chooses goes.
@@ -223,6 +256,7 @@ impl State {
     pub(super) fn start_removal(&mut self, blob: BlobId) {
         if let Some(stored) = self.blobs.get_mut(&blob) {
             stored.fate = Fate::Removing;
+            self.passing.departing.insert(blob);
             // Pages that are held would keep the bytes on the disk.
             self.start_unlock(blob, DemoteReason::Removed);
             self.out.push(Effect::Remove(blob));
@@ -230,14 +264,16 @@ impl State {
     }
 
     pub(super) fn removed(&mut self, blob: BlobId, result: Result<(), Fault>, _now: Tick) {
+        self.passing.departing.remove(&blob);
         match result {
             Ok(()) => {
-                if let Some(stored) = self.forget(blob) {
+                if let Some(stored) = self.forget(blob).filter(|stored| stored.on_disk) {
                     self.disk.give_back(stored.bytes);
                 }
             }
             Err(fault) => {
                 tracing::warn!(%blob, %fault, "a blob could not be removed");
+                self.passing.check(blob);
                 if let Some(stored) = self.blobs.get_mut(&blob) {
                     stored.fate = Fate::Kept;
                 }

@@ -8,7 +8,7 @@ use crate::clock::{Tick, Wall};
 use crate::engine::event::Effect;
 use crate::engine::state::ensure::Step;
 use crate::engine::state::{Blob, Fate, Lease, State};
-use crate::engine::view::{DemoteReason, EvictReason, EvictReport, LeaseView, RamHold, Trust, What};
+use crate::engine::view::{DemoteReason, EvictReason, EvictReport, LeaseView, RamHold, Tier, Trust, What};
 use crate::fault::Fault;
 use crate::ids::{BlobId, LeaseId, ModelKey};
 use crate::store::{Inventory, PartialName, StoredLink};
@@ -43,13 +43,16 @@ impl State {
                 sha256: found.sha256,
                 last_used: found.last_used,
                 models: BTreeSet::new(),
+                on_disk: true,
                 holds: 0,
                 fate: Fate::Kept,
                 patrol_due: self.patrol_spread(found.blob, now),
             };
             self.blobs.insert(found.blob, blob);
             self.disk.found(found.bytes);
-            self.policy.inserted(found.blob, found.bytes, now);
+            self.plan.inserted(Tier::Nvme, found.blob, found.bytes, now);
+            let unused_for = Duration::from_millis(self.wall.0.saturating_sub(found.last_used.0));
+            self.plan.recall(found.blob, found.bytes, unused_for, now);
         }
         for link in &inventory.links {
             if let Some(blob) = self.blobs.get_mut(&link.blob) {
@@ -140,7 +143,7 @@ impl State {
         let wall = self.wall;
         if let Some(stored) = self.blobs.get_mut(&blob) {
             stored.last_used = wall;
-            self.policy.used(blob, now);
+            self.plan.used(Tier::Nvme, blob, now);
             self.touch_memory(blob, now);
             self.out.push(Effect::NoteUse(vec![blob]));
         }
@@ -186,12 +189,13 @@ impl State {
             sha256,
             last_used: self.wall,
             models: BTreeSet::new(),
+            on_disk: true,
             holds: 0,
             fate: Fate::Kept,
             patrol_due: self.patrol_after(now),
         };
         self.blobs.insert(blob, stored);
-        self.policy.inserted(blob, bytes, now);
+        self.plan.inserted(Tier::Nvme, blob, bytes, now);
     }
 
     /// Takes a blob that is gone from the disk out of every table.
@@ -202,7 +206,9 @@ impl State {
                 self.links.remove(model);
             }
         }
-        self.policy.removed(blob);
+        if stored.on_disk {
+            self.plan.removed(Tier::Nvme, blob);
+        }
         Some(stored)
     }
 
@@ -212,6 +218,7 @@ impl State {
         let detail = "its file is gone: somebody deleted it".to_owned();
         let models = stored.models.iter().cloned().collect();
         self.out.push(Effect::Record(What::Damaged { models, blob, pieces_bad: 0, detail }));
+        self.readers_lose(blob);
         self.start_removal(blob);
     }
 
@@ -224,7 +231,8 @@ impl State {
 
     /// Reads a blob because something touched it, or because somebody wants to know.
     pub(super) fn start_scrub(&mut self, blob: BlobId, detail: &str) {
-        let Some(stored) = self.blobs.get_mut(&blob).filter(|stored| stored.fate == Fate::Kept) else { return };
+        let here = |stored: &&mut Blob| stored.fate == Fate::Kept && stored.on_disk;
+        let Some(stored) = self.blobs.get_mut(&blob).filter(here) else { return };
         stored.fate = Fate::Scrubbing;
         tracing::info!(%blob, detail, "stored bytes are checked");
         self.out.push(Effect::Scrub(blob));
@@ -265,7 +273,8 @@ impl State {
         self.patrolled = None;
         let due = self.patrol_after(now);
         // What happened to it meanwhile is better news than a patrol's.
-        let Some(stored) = self.blobs.get_mut(&blob).filter(|stored| stored.fate == Fate::Kept) else { return };
+        let here = |stored: &&mut Blob| stored.fate == Fate::Kept && stored.on_disk;
+        let Some(stored) = self.blobs.get_mut(&blob).filter(here) else { return };
         stored.patrol_due = due;
         match bad {
             Ok(bad) if bad.is_empty() => {}
@@ -280,6 +289,7 @@ impl State {
             Ok(name) => {
                 let links = self.links.iter().filter(|(_, link)| link.blob == blob && link.source.is_some());
                 self.vouched.extend(links.map(|(model, link)| (model.clone(), link.clone())).collect::<Vec<_>>());
+                self.readers_lose(blob);
                 let Some(stored) = self.forget(blob) else { return };
                 self.partials.insert(name, (stored.bytes, now));
                 self.each_want(|want| want.hold == Some(blob), &Step::Missing);
@@ -451,6 +461,7 @@ impl State {
             Fate::Scrubbing => return Some("it is being checked".to_owned()),
             Fate::Withdrawing => return Some("it is being repaired".to_owned()),
             Fate::Removing => return Some("it is being removed".to_owned()),
+            Fate::Shedding | Fate::Sinking => return Some("it is on its way between RAM and the disk".to_owned()),
         }
         if blob.holds > 0 {
             return Some(format!("{} callers are being served", blob.holds));
