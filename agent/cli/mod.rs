@@ -23,6 +23,7 @@ mod out;
 mod progress;
 mod push;
 mod ram;
+mod replay;
 mod status;
 mod top;
 
@@ -89,6 +90,8 @@ enum Command {
     Refresh(disk::RefreshArgs),
     /// Show what happened, and why
     Events(events::EventsArgs),
+    /// Replay a trace of requests through the engine: what people would have waited
+    Replay(replay::ReplayArgs),
     /// Ask the daemon whether it serves: for container health checks
     Health,
     /// Check the configuration and print what is in force
@@ -110,7 +113,7 @@ impl Command {
     fn idle_options(&self) -> Vec<&'static str> {
         match self {
             Self::Serve | Self::Completions { .. } => [&REACH[..], &["json", "quiet"]].concat(),
-            Self::Push(_) | Self::CheckConfig(_) | Self::Demo(_) => REACH.to_vec(),
+            Self::Push(_) | Self::CheckConfig(_) | Self::Demo(_) | Self::Replay(_) => REACH.to_vec(),
             Self::Ensure(args) if args.standalone => REACH.into_iter().filter(|name| *name != "timeout").collect(),
             Self::Ensure(_)
             | Self::Prefetch(_)
@@ -281,6 +284,7 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Verify(args) => disk::verify(context, args).await,
         Command::Refresh(args) => disk::refresh(context, args).await,
         Command::Events(args) => events::events(context, args).await,
+        Command::Replay(args) => replay::replay(context, &args),
         Command::Health => status::health(context).await,
         Command::CheckConfig(args) => check_config::check_config(context, args),
         Command::Demo(args) => demo::demo(context, args).await,
@@ -342,6 +346,7 @@ mod tests {
             "tierd health --socket https://node:7443 --ca ca.pem",
             "tierd check-config --example",
             "tierd demo --size 300MiB --keep",
+            "tierd replay week.csv.gz --policy lru --ram 64GiB --disk 25% --queue 2 --json --decisions moves.csv",
             "tierd completions bash",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).expect_err("failed"));
@@ -367,6 +372,8 @@ mod tests {
             "tierd ensure vae/a --standalone --target ram",
             "tierd pin vae/a --ram",
             "tierd promote",
+            "tierd replay",
+            "tierd replay week.csv --policy mru",
             "tierd ensure vae/a --standalone --ca x.pem",
         ] {
             assert!(parse(line).is_err(), "{line}");

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tierd_cache::config::{
-    BUDGET_BYTES_MIN, DirectIo, EngineConfig, FetchConfig, LimitsConfig, OriginConfig, OriginKind, RamConfig,
-    StoreConfig,
+    BUDGET_BYTES_MIN, DirectIo, EngineConfig, FetchConfig, LimitsConfig, OriginConfig, OriginKind, PlanConfig,
+    RamConfig, StoreConfig,
 };
+use tierd_cache::plan::PolicyKind;
 use tierd_cache::units::Share;
 
 use super::options::Section;
@@ -32,6 +33,7 @@ pub(super) fn build(raw: &Raw, reader: &mut Reader<'_>) -> Config {
     let engine = EngineConfig {
         store,
         ram: ram(raw, reader),
+        plan: plan(raw),
         origins: found,
         fetch: fetch(raw, reader),
         refresh_interval: time(catalog, "refresh_interval").unwrap_or(Duration::from_secs(300)),
@@ -85,6 +87,12 @@ fn store(raw: &Raw, reader: &mut Reader<'_>) -> StoreConfig {
         }
     }
     store
+}
+
+fn plan(raw: &Raw) -> PlanConfig {
+    let named = words(raw.tables.get(&Section::Store), "policy");
+    let policy = named.and_then(|name| PolicyKind::from_name(&name)).unwrap_or_default();
+    PlanConfig { policy, ..PlanConfig::default() }
 }
 
 fn ram(raw: &Raw, reader: &mut Reader<'_>) -> RamConfig {
