@@ -18,9 +18,18 @@ lint:
 test *ARGS:
     cargo test --workspace {{ARGS}}
 
+# The tests of ComfyUI's node pack: Python alone.
+pack:
+    python3 -m unittest discover -s comfyui/tests
+
 # Installs the servers that the border tests fetch from.
 setup:
     tests/setup.sh
+
+# Throws bytes at a parser of what comes from outside, for five minutes. Wants cargo-fuzz and a nightly compiler.
+fuzz TARGET="workflow":
+    mkdir -p fuzz/corpus/{{TARGET}}
+    cargo +nightly fuzz run {{TARGET}} fuzz/corpus/{{TARGET}} tests/data/workflows -- -max_total_time=300 -max_len=65536
 
 # The main job, on an embedded default.
 demo:

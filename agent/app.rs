@@ -11,15 +11,21 @@ use tierd_cache::fault::Fault;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::comfy;
 use crate::config::Config;
+use crate::gpu::GpuMeter;
 use crate::host::{self, ProcessMeter, StopSignals};
-use crate::rpc::{RpcError, Server};
+use crate::rpc::{RpcError, Served, Server};
 use crate::telemetry::health::Health;
 use crate::telemetry::http::{HttpError, HttpServer, HttpState};
 use crate::telemetry::metrics::{self, MetricsError};
+use crate::telemetry::vram::VramMeter;
 
 /// Longest wait for answers of the HTTP listener that are under way at the very end.
 const HTTP_END_WAIT: Duration = Duration::from_secs(1);
+
+/// Longest wait for the goodbye to the fleet: without it, the node is forgotten by its age.
+const FLEET_END_WAIT: Duration = Duration::from_secs(2);
 
 /// Why the daemon could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +85,9 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
 
     // Build: what can fail, fails here, before anyone is told that the daemon runs.
     let server = Server::bind(&config.listen)?;
-    let http = http(&config, &health, &http_stop).await?;
+    let gpus = GpuMeter::default();
+    let vram = VramMeter::new(gpus.clone());
+    let http = http(&config, &health, &vram, &http_stop).await?;
     make_own_origins(&config.engine)?;
     host::notify_status("opening the store");
     let handle = tokio::select! {
@@ -93,7 +101,21 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     // Spawn.
     let stop = CancellationToken::new();
     health.opened(Box::new(handle.clone()));
-    let rpc = tokio::spawn(server.run(handle.clone(), stop.clone()));
+    let fleet = config
+        .fleet
+        .clone()
+        .map(|fleet| tokio::spawn(crate::fleet::run(fleet, Arc::new(handle.clone()), stop.child_token())));
+    vram.opened(handle.clone());
+    let served = Served {
+        engine: handle.clone(),
+        gpus,
+        comfy: config.comfy.clone(),
+        models: config.engine.store.models.clone(),
+    };
+    let rpc = tokio::spawn(server.run(served, stop.clone()));
+    if config.comfy.free {
+        tokio::spawn(comfy::free::carry_out(handle.clone(), stop.clone()));
+    }
     health.listening();
     let watchdog = tokio::spawn(feed_watchdog(health.clone(), http_stop.clone()));
     let status = format!("serving on {}", config.listen.unix.display());
@@ -118,6 +140,11 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     http_stop.cancel();
     // What is still unanswered after this wait is a scraper that will ask the next daemon.
     let _ = tokio::time::timeout(HTTP_END_WAIT, end_of(&mut http)).await;
+    if let Some(mut fleet) = fleet
+        && tokio::time::timeout(FLEET_END_WAIT, &mut fleet).await.is_err()
+    {
+        fleet.abort();
+    }
     rpc.abort();
     watchdog.abort();
     ended
@@ -127,12 +154,17 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
 async fn http(
     config: &Config,
     health: &Arc<Health>,
+    vram: &VramMeter,
     stop: &CancellationToken,
 ) -> Result<Option<Task<HttpError>>, ServeError> {
     let Some(address) = config.listen.http else { return Ok(None) };
     let server = HttpServer::bind(address).await?;
-    let state =
-        HttpState { health: health.clone(), metrics: metrics::init()?, process: Arc::new(ProcessMeter::default()) };
+    let state = HttpState {
+        health: health.clone(),
+        metrics: metrics::init()?,
+        process: Arc::new(ProcessMeter::default()),
+        vram: vram.clone(),
+    };
     if let Some(address) = server.address() {
         tracing::info!(%address, "metrics and health");
     }

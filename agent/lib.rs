@@ -2,7 +2,10 @@
 
 pub mod app;
 pub mod cli;
+pub mod comfy;
 pub mod config;
+pub mod fleet;
+pub mod gpu;
 pub mod host;
 pub mod rpc;
 pub mod telemetry;

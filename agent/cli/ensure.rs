@@ -1,17 +1,20 @@
 //! `tierd ensure` and `tierd prefetch`: through a daemon, or with an engine in this process.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use tierd_cache::engine::view::{self, Priority, Tier};
 use tierd_cache::ids::ModelKey;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::codegen::BoxStream;
 
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::out::{rate, size};
 use crate::cli::progress::Display;
-use crate::cli::{Context, client};
-use crate::rpc::pb::{self, ensure_response::Update};
+use crate::cli::{Context, client, workflow};
+use crate::rpc::pb::{self, ensure_response::Update, ensure_workflow_response};
 use tierd_cache::units::human_duration;
 
 /// Where models are wanted, as written on the command line.
@@ -37,14 +40,21 @@ impl From<TargetArg> for pb::Tier {
 #[command(after_help = "Examples:\n  \
     tierd ensure diffusion_models/flux1-schnell.safetensors vae/ae.safetensors\n  \
     tierd ensure --target ram vae/ae.safetensors      # and held in RAM, for every process on the node\n  \
+    tierd ensure --workflow flux.json                 # everything that the workflow needs\n  \
     tierd ensure --json loras/style.safetensors | jq -r 'select(.ready).ready.models[].path'\n  \
     tierd ensure --standalone vae/ae.safetensors      # no daemon: image builds, one-shots\n\n\
     Progress goes to stderr, one line for each ready model to stdout. An interrupted fetch goes on in the daemon \
     unless --cancel is given; whatever was finished is kept in any case.")]
 pub(crate) struct EnsureArgs {
     /// Models in ComfyUI's layout: <folder>/<path>
-    #[arg(required = true, value_name = "MODEL")]
+    #[arg(required_unless_present = "workflow", value_name = "MODEL")]
     pub models: Vec<String>,
+    /// A workflow whose models are wanted, in the order of their use: JSON or PNG; - for standard input. May be repeated
+    #[arg(long, short, value_name = "FILE", conflicts_with = "standalone")]
+    pub workflow: Vec<PathBuf>,
+    /// Go on without models of workflows that no origin and no tier knows
+    #[arg(long, requires = "workflow")]
+    pub partial: bool,
     /// Where they are wanted
     #[arg(long, value_name = "TIER", default_value = "nvme", conflicts_with = "standalone")]
     pub target: TargetArg,
@@ -77,22 +87,85 @@ pub(crate) async fn ensure(context: &Context, args: EnsureArgs) -> Outcome {
 async fn through_daemon(context: &Context, args: EnsureArgs) -> Outcome {
     let mut daemon = client::connect(&context.reach, &context.env).await?;
     let display = Display::new(context.out);
-    let request = pb::EnsureRequest {
-        models: args.models,
-        cancel_on_drop: args.cancel,
-        progress_interval: Some(display.interval().into()),
-        client: String::new(),
-        target: pb::Tier::from(args.target).into(),
+    let target = pb::Tier::from(args.target).into();
+    let progress_interval = Some(display.interval().into());
+    let stream: BoxStream<pb::EnsureResponse> = if args.workflow.is_empty() {
+        let request = pb::EnsureRequest {
+            models: args.models,
+            cancel_on_drop: args.cancel,
+            progress_interval,
+            client: String::new(),
+            target,
+        };
+        Box::pin(daemon.cache.ensure(request).await?.into_inner())
+    } else {
+        let request = pb::EnsureWorkflowRequest {
+            workflows: args.workflow.iter().map(|file| workflow::read(file)).collect::<Result<_, _>>()?,
+            models: args.models,
+            target,
+            partial: args.partial,
+            cancel_on_drop: args.cancel,
+            progress_interval,
+            client: String::new(),
+        };
+        let stream = daemon.workflow.ensure_workflow(request).await?.into_inner();
+        Box::pin(plain(context.clone(), args.workflow, stream))
     };
-    let stream = daemon.cache.ensure(request).await?.into_inner();
     tokio::select! {
-        shown = show(context, display, Box::pin(stream)) => Ok(tell_ready(context, &shown?, args.target)?),
+        shown = show(context, display, stream) => Ok(tell_ready(context, &shown?, args.target)?),
         _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, if args.cancel {
             "interrupted: the fetch stops unless somebody else wants it; finished pieces are kept"
         } else {
             "interrupted: the fetch goes on in the daemon; see `tierd flights`, stop it with `tierd flights ID --cancel`"
         })),
     }
+}
+
+/// The messages of a plain ensure among those of an ensure of workflows; the others are told as they pass.
+fn plain(
+    context: Context,
+    files: Vec<PathBuf>,
+    stream: tonic::Streaming<pb::EnsureWorkflowResponse>,
+) -> impl Stream<Item = Result<pb::EnsureResponse, Status>> {
+    let mut files = files.into_iter();
+    stream.filter_map(move |response| {
+        let passed = response.map(|response| pass(&context, &mut files, response)).transpose();
+        std::future::ready(passed)
+    })
+}
+
+fn pass(
+    context: &Context,
+    files: &mut impl Iterator<Item = PathBuf>,
+    response: pb::EnsureWorkflowResponse,
+) -> Option<pb::EnsureResponse> {
+    use ensure_workflow_response::Update as Told;
+    let update = match response.update.clone()? {
+        Told::Plan(plan) => Update::Plan(plan),
+        Told::Progress(progress) => Update::Progress(progress),
+        Told::Ready(ready) => Update::Ready(ready),
+        Told::Failed(failed) => Update::Failed(failed),
+        Told::Resolution(resolution) => {
+            let file = files.next().map(|file| format!("{}: ", file.display())).unwrap_or_default();
+            workflow::tell_gaps(context, &file, &resolution);
+            return tell(context, &response);
+        }
+        Told::LeftOut(left) => {
+            for row in &left.models {
+                let why = row.fault.as_ref().map_or("", |fault| &fault.text);
+                context.out.note(format_args!("left out: {why}"));
+            }
+            return tell(context, &response);
+        }
+    };
+    Some(pb::EnsureResponse { update: Some(update) })
+}
+
+/// Prints a message that a plain ensure does not have.
+fn tell(context: &Context, response: &pb::EnsureWorkflowResponse) -> Option<pb::EnsureResponse> {
+    // A reader that went away is noticed at the next line.
+    let _: std::io::Result<()> = context.out.json_line(response);
+    None
 }
 
 async fn standalone(context: &Context, args: EnsureArgs) -> Outcome {

@@ -81,6 +81,25 @@ fn words(what: &What) -> String {
             format!("origin {} is {}{dash}{}", origin.origin, origin.state().word(), origin.detail)
         }
         What::Listed(listed) => format!("origin {} was listed: {}", listed.origin, count(listed.models, "model")),
+        What::WorkerSeen(seen) => {
+            let at = if seen.address.is_empty() { String::new() } else { format!(" at {}", seen.address) };
+            format!("worker {} (process {}, {}){at} reports its VRAM", seen.worker, seen.pid, seen.version)
+        }
+        What::WorkerLost(lost) => format!("worker {} (process {}) is over: {}", lost.worker, lost.pid, lost.detail),
+        What::Advised(advised) => format!(
+            "device {} of worker {} has {} of {} in use: unload {}",
+            advised.device,
+            advised.worker,
+            size(advised.used_bytes),
+            size(advised.total_bytes),
+            advised.unload.join(", ")
+        ),
+        What::Freed(freed) if freed.detail.is_empty() => {
+            format!("worker {} was told to unload its models", freed.worker)
+        }
+        What::Freed(freed) => {
+            format!("worker {} could not be told to unload its models: {}", freed.worker, freed.detail)
+        }
     }
 }
 

@@ -17,15 +17,21 @@ mod disk;
 mod doctor;
 mod ensure;
 mod events;
+mod exec;
 pub mod exit;
+mod fleet;
 mod models;
 mod out;
 mod progress;
 mod push;
 mod ram;
+mod readiness;
 mod replay;
+mod scan;
 mod status;
 mod top;
+mod workers;
+mod workflow;
 
 use client::Reach;
 use exit::{Exit, Failure, Outcome};
@@ -56,6 +62,12 @@ enum Command {
     Serve,
     /// Make models ready on this node, and wait for them
     Ensure(ensure::EnsureArgs),
+    /// Make a workflow's models ready, then become the command that needs them
+    Exec(exec::ExecArgs),
+    /// Say which models a workflow needs, and where they are
+    Resolve(workflow::ResolveArgs),
+    /// Say the same for all workflows of a folder
+    Scan(scan::ScanArgs),
     /// Start to fetch models that may be wanted soon, and do not wait
     Prefetch(ensure::PrefetchArgs),
     /// Show tiers, origins and what is being fetched
@@ -88,6 +100,12 @@ enum Command {
     Verify(disk::VerifyArgs),
     /// List origins again now
     Refresh(disk::RefreshArgs),
+    /// Say how soon models could be ready here, and what would have to go
+    Readiness(readiness::ReadinessArgs),
+    /// Ask every node of a fleet how soon models could be ready there
+    Fleet(fleet::FleetArgs),
+    /// List the processes that load models onto GPUs, and what they hold there
+    Workers,
     /// Show what happened, and why
     Events(events::EventsArgs),
     /// Replay a trace of requests through the engine: what people would have waited
@@ -113,11 +131,17 @@ impl Command {
     fn idle_options(&self) -> Vec<&'static str> {
         match self {
             Self::Serve | Self::Completions { .. } => [&REACH[..], &["json", "quiet"]].concat(),
-            Self::Push(_) | Self::CheckConfig(_) | Self::Demo(_) | Self::Replay(_) => REACH.to_vec(),
+            Self::Push(_) | Self::CheckConfig(_) | Self::Demo(_) | Self::Fleet(_) | Self::Replay(_) => REACH.to_vec(),
             Self::Ensure(args) if args.standalone => REACH.into_iter().filter(|name| *name != "timeout").collect(),
+            Self::Resolve(workflow::ResolveArgs { offline: true, .. })
+            | Self::Scan(scan::ScanArgs { offline: true, .. }) => REACH.to_vec(),
             Self::Ensure(_)
+            | Self::Exec(_)
+            | Self::Resolve(_)
+            | Self::Scan(_)
             | Self::Prefetch(_)
             | Self::Status
+            | Self::Workers
             | Self::Top(_)
             | Self::Doctor
             | Self::Promote(_)
@@ -131,6 +155,7 @@ impl Command {
             | Self::Import(_)
             | Self::Verify(_)
             | Self::Refresh(_)
+            | Self::Readiness(_)
             | Self::Events(_)
             | Self::Health => Vec::new(),
         }
@@ -178,7 +203,7 @@ impl Cli {
 }
 
 /// What every command is given.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Context {
     pub(crate) reach: Reach,
     pub(crate) config_file: Option<PathBuf>,
@@ -267,6 +292,9 @@ async fn run(context: &Context, command: Command) -> Outcome {
     match command {
         Command::Serve => serve(context).await,
         Command::Ensure(args) => ensure::ensure(context, args).await,
+        Command::Exec(args) => exec::exec(context, args).await,
+        Command::Resolve(args) => workflow::resolve(context, args).await,
+        Command::Scan(args) => scan::scan(context, args).await,
         Command::Prefetch(args) => ensure::prefetch(context, args).await,
         Command::Status => status::status(context).await,
         Command::Top(args) => top::top(context, args).await,
@@ -283,6 +311,9 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Import(args) => disk::import(context, args).await,
         Command::Verify(args) => disk::verify(context, args).await,
         Command::Refresh(args) => disk::refresh(context, args).await,
+        Command::Readiness(args) => readiness::readiness(context, args).await,
+        Command::Fleet(args) => fleet::fleet(context, args).await,
+        Command::Workers => workers::workers(context).await,
         Command::Events(args) => events::events(context, args).await,
         Command::Replay(args) => replay::replay(context, &args),
         Command::Health => status::health(context).await,
@@ -324,6 +355,12 @@ mod tests {
             "tierd ensure vae/a --standalone",
             "tierd ensure vae/a --target ram",
             "tierd prefetch vae/a --target ram",
+            "tierd ensure --workflow a.json --workflow b.png vae/a --target ram --partial",
+            "tierd resolve a.json --json",
+            "tierd resolve - --offline",
+            "tierd scan dir --models",
+            "tierd exec --workflow a.json --keep-going -- python main.py --listen",
+            "tierd exec -m vae/a -- true",
             "tierd promote vae/a vae/b",
             "tierd demote vae/a",
             "tierd pin vae/a --ram hard",
@@ -342,6 +379,10 @@ mod tests {
             "tierd import dir --dry-run",
             "tierd verify",
             "tierd refresh r2",
+            "tierd fleet vae/a --label gpu=h100 --within 2s --json",
+            "tierd readiness vae/a vae/b --target ram --json",
+            "tierd workers --json",
+            "tierd models --tier vram",
             "tierd events --follow --since 7",
             "tierd health --socket https://node:7443 --ca ca.pem",
             "tierd check-config --example",
@@ -370,6 +411,11 @@ mod tests {
             "tierd serve --json",
             "tierd ensure vae/a --target origin",
             "tierd ensure vae/a --standalone --target ram",
+            "tierd ensure --workflow a.json --standalone",
+            "tierd ensure vae/a --partial",
+            "tierd exec --workflow a.json",
+            "tierd exec -- true",
+            "tierd resolve a.json --offline --socket x",
             "tierd pin vae/a --ram",
             "tierd promote",
             "tierd replay",

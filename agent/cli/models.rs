@@ -41,6 +41,8 @@ pub(crate) struct ModelsArgs {
 /// A tier, as written on the command line.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum TierArg {
+    /// The VRAM of this node's GPUs, as workers tell.
+    Vram,
     /// The RAM of this node.
     Ram,
     /// The disk of this node.
@@ -115,6 +117,7 @@ pub(crate) async fn models(context: &Context, args: ModelsArgs) -> Outcome {
         contains: args.contains.unwrap_or_default(),
         tier: match args.tier {
             None => pb::Tier::Unspecified,
+            Some(TierArg::Vram) => pb::Tier::Vram,
             Some(TierArg::Ram) => pb::Tier::Ram,
             Some(TierArg::Nvme) => pb::Tier::Nvme,
             Some(TierArg::Origin) => pb::Tier::Origin,
@@ -162,6 +165,9 @@ fn one(context: &Context, model: &pb::Model) -> Outcome {
     let mut rows =
         vec![("model", model.model.clone()), ("size", format!("{} ({} bytes)", size(model.bytes), model.bytes))];
     rows.push(("tier", model.tier().word()));
+    if model.vram_bytes > 0 {
+        rows.push(("vram", size(model.vram_bytes)));
+    }
     for (name, value) in [("blake3", &model.blob), ("sha256", &model.sha256), ("path", &model.path)] {
         if !value.is_empty() {
             rows.push((name, value.clone()));

@@ -7,7 +7,7 @@ use tonic_health::pb::HealthCheckRequest;
 
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::out::{Out, aligned, bar, count, rate, size};
-use crate::cli::{Context, client};
+use crate::cli::{Context, client, workers};
 use crate::rpc::pb;
 
 /// Cells of a tier's bar.
@@ -47,6 +47,13 @@ pub(crate) fn print_node(out: Out, node: &pb::Node) -> std::io::Result<()> {
         out.line(line)?;
     }
     out.line("")?;
+    let devices = workers::device_lines(node);
+    if !devices.is_empty() {
+        for line in devices {
+            out.line(line)?;
+        }
+        out.line("")?;
+    }
     for line in origin_lines(node) {
         out.line(line)?;
     }

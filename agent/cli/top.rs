@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::cli::client::Daemon;
 use crate::cli::exit::{Failure, Outcome};
-use crate::cli::{Context, client, events, status};
+use crate::cli::{Context, client, events, status, workers};
 use crate::host::StopSignals;
 use crate::rpc::pb::{self, watch_response::Update};
 
@@ -115,6 +115,11 @@ impl Frame {
         lines.push(String::new());
         lines.extend(status::tier_lines(&self.node));
         lines.push(String::new());
+        let devices = workers::device_lines(&self.node);
+        if !devices.is_empty() {
+            lines.extend(devices);
+            lines.push(String::new());
+        }
         if self.flights.is_empty() {
             lines.push("no flights under way".to_owned());
         } else {

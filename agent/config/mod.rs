@@ -1,6 +1,7 @@
 //! The daemon's configuration: what code may hold. Parsed once from a TOML file and the environment; all mistakes are
 //! reported together. Nothing here is read again while the daemon runs.
 
+mod fleet;
 mod kind;
 mod options;
 mod origins;
@@ -45,6 +46,27 @@ pub struct Config {
     pub log: LogConfig,
     /// Longest time for a graceful drain. Default 20 s: below systemd's 90 s and Kubernetes' 30 s.
     pub drain_deadline: Duration,
+    /// How it takes part in a fleet; not at all by default.
+    pub fleet: Option<crate::fleet::FleetConfig>,
+    /// ComfyUI on this node.
+    pub comfy: ComfyConfig,
+}
+
+/// What the daemon does for ComfyUI, beside what its engine is told.
+#[derive(Debug, Clone)]
+pub struct ComfyConfig {
+    /// Whether the node pack may hold a prompt until its models are there. Default true.
+    pub gate: bool,
+    /// Longest time that it holds one. Default 30 min: a large checkpoint over a slow link.
+    pub gate_timeout: Duration,
+    /// Whether advice is carried out by `POST /free`. Default false: it unloads every model of a server.
+    pub free: bool,
+}
+
+impl Default for ComfyConfig {
+    fn default() -> Self {
+        Self { gate: true, gate_timeout: Duration::from_secs(30 * 60), free: false }
+    }
 }
 
 /// Where the daemon listens.
@@ -60,6 +82,8 @@ pub struct ListenConfig {
     pub requests_max: u32,
     /// Largest message that is read. Default 4 MiB.
     pub message_bytes_max: usize,
+    /// Largest workflow that is read; all of one call together. Default 16 MiB.
+    pub workflow_bytes_max: usize,
 }
 
 /// gRPC over TCP. Refused on a non-loopback address without TLS and either client certificates or a token.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tierd_cache::config::{
     BUDGET_BYTES_MIN, DirectIo, EngineConfig, FetchConfig, LimitsConfig, OriginConfig, OriginKind, PlanConfig,
-    RamConfig, StoreConfig,
+    RamConfig, StoreConfig, VramConfig,
 };
 use tierd_cache::plan::PolicyKind;
 use tierd_cache::units::Share;
@@ -13,9 +13,9 @@ use tierd_cache::units::Share;
 use super::options::Section;
 use super::problems::Place;
 use super::raw::{Raw, Table};
-use super::reader::{Reader, address, count, count32, mode, rate, share, text, time, words};
+use super::reader::{Reader, address, count, count32, flag, mode, rate, share, text, time, words};
 use super::units::exact_size;
-use super::{Config, ListenConfig, LogConfig, LogFormat, TcpConfig, TlsConfig, origins, places};
+use super::{ComfyConfig, Config, ListenConfig, LogConfig, LogFormat, TcpConfig, TlsConfig, origins, places};
 
 /// Longest path of a Unix socket: `sun_path` less its final NUL.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -34,6 +34,7 @@ pub(super) fn build(raw: &Raw, reader: &mut Reader<'_>) -> Config {
         store,
         ram: ram(raw, reader),
         plan: plan(raw),
+        vram: vram(raw, reader),
         origins: found,
         fetch: fetch(raw, reader),
         refresh_interval: time(catalog, "refresh_interval").unwrap_or(Duration::from_secs(300)),
@@ -45,6 +46,8 @@ pub(super) fn build(raw: &Raw, reader: &mut Reader<'_>) -> Config {
         listen: listen(raw, reader),
         log: log(raw),
         drain_deadline: time(daemon, "drain_deadline").unwrap_or(Duration::from_secs(20)),
+        fleet: super::fleet::fleet(raw, reader),
+        comfy: comfy(raw),
     }
 }
 
@@ -107,6 +110,34 @@ fn ram(raw: &Raw, reader: &mut Reader<'_>) -> RamConfig {
     ram
 }
 
+fn vram(raw: &Raw, reader: &mut Reader<'_>) -> VramConfig {
+    let mut vram = VramConfig::default();
+    let Some(table) = raw.tables.get(&Section::Comfy) else { return vram };
+    let some = Some(table);
+    vram.worker_expiry = time(some, "worker_expiry").unwrap_or(vram.worker_expiry);
+    vram.high_percent = count32(some, "vram_high_percent").unwrap_or(vram.high_percent);
+    vram.low_percent = count32(some, "vram_low_percent").unwrap_or(vram.low_percent);
+    if vram.low_percent >= vram.high_percent {
+        let key = if table.has("vram_low_percent") { "vram_low_percent" } else { "vram_high_percent" };
+        let what = format!(
+            "vram_low_percent ({}) is not below vram_high_percent ({}): what is loaded ahead would have to leave again",
+            vram.low_percent, vram.high_percent
+        );
+        reader.problems.add(table.place_of(key), table.path(key), what);
+    }
+    vram
+}
+
+fn comfy(raw: &Raw) -> ComfyConfig {
+    let table = raw.tables.get(&Section::Comfy);
+    let comfy = ComfyConfig::default();
+    ComfyConfig {
+        gate: flag(table, "gate").unwrap_or(comfy.gate),
+        gate_timeout: time(table, "gate_timeout").unwrap_or(comfy.gate_timeout),
+        free: flag(table, "free").unwrap_or(comfy.free),
+    }
+}
+
 fn fetch(raw: &Raw, reader: &mut Reader<'_>) -> FetchConfig {
     let mut fetch = FetchConfig::default();
     let Some(table) = raw.tables.get(&Section::Fetch) else { return fetch };
@@ -166,12 +197,14 @@ fn listen(raw: &Raw, reader: &mut Reader<'_>) -> ListenConfig {
         reader.problems.add_with(place, "listen.tcp.address", what, "choose another port");
     }
     let bytes = count(table, "message_bytes_max").unwrap_or(4 << 20);
+    let workflow_bytes = count(table, "workflow_bytes_max").unwrap_or(16 << 20);
     ListenConfig {
         unix,
         tcp,
         http,
         requests_max: count32(table, "requests_max").unwrap_or(1024),
         message_bytes_max: usize::try_from(bytes).expect("the range ends below 2^32"),
+        workflow_bytes_max: usize::try_from(workflow_bytes).expect("the range ends below 2^32"),
     }
 }
 

@@ -51,11 +51,21 @@ impl fmt::Display for Config {
         writeln!(f, "events_max = {}", limits.events_max)?;
         put(f, "lease_max", &exact_duration(limits.lease_max))?;
         writeln!(f, "\n[daemon]")?;
-        put(f, "drain_deadline", &exact_duration(self.drain_deadline))
+        put(f, "drain_deadline", &exact_duration(self.drain_deadline))?;
+        self.put_comfy(f)?;
+        self.fleet.as_ref().map_or(Ok(()), |fleet| put_fleet(f, fleet))
     }
 }
 
 impl Config {
+    fn put_comfy(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (comfy, vram) = (&self.comfy, &self.engine.vram);
+        writeln!(f, "\n[comfy]\ngate = {}\nfree = {}", comfy.gate, comfy.free)?;
+        put(f, "gate_timeout", &exact_duration(comfy.gate_timeout))?;
+        put(f, "worker_expiry", &exact_duration(vram.worker_expiry))?;
+        writeln!(f, "vram_high_percent = {}\nvram_low_percent = {}", vram.high_percent, vram.low_percent)
+    }
+
     fn put_listen(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let listen = &self.listen;
         writeln!(f, "\n[listen]")?;
@@ -63,6 +73,7 @@ impl Config {
         put(f, "http", &listen.http.map_or("off".to_owned(), |address| address.to_string()))?;
         writeln!(f, "requests_max = {}", listen.requests_max)?;
         put(f, "message_bytes_max", &exact_size(listen.message_bytes_max as u64))?;
+        put(f, "workflow_bytes_max", &exact_size(listen.workflow_bytes_max as u64))?;
         let Some(tcp) = &listen.tcp else { return Ok(()) };
         writeln!(f, "\n[listen.tcp]")?;
         put(f, "address", &tcp.address)?;
@@ -127,4 +138,18 @@ fn note_secret(f: &mut fmt::Formatter<'_>, what: &str, is_set: bool) -> fmt::Res
 
 fn rate(rate: Option<u64>) -> String {
     rate.map_or("none".to_owned(), exact_size)
+}
+
+fn put_fleet(f: &mut fmt::Formatter<'_>, fleet: &crate::fleet::FleetConfig) -> fmt::Result {
+    writeln!(f, "\n[fleet]")?;
+    put(f, "nats", &fleet.servers.join(","))?;
+    fleet.credentials.as_ref().map_or(Ok(()), |path| put(f, "credentials", &path.display()))?;
+    note_secret(f, "the NATS token", fleet.token.is_some())?;
+    fleet.ca.as_ref().map_or(Ok(()), |path| put(f, "ca", &path.display()))?;
+    put(f, "node", &fleet.node)?;
+    put(f, "address", &fleet.address)?;
+    let labels: Vec<String> = fleet.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    put(f, "labels", &labels.join(","))?;
+    put(f, "prefix", &fleet.prefix)?;
+    put(f, "inventory_interval", &exact_duration(fleet.inventory_interval))
 }

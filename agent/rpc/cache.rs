@@ -18,7 +18,7 @@ use crate::rpc::fault::{invalid, status};
 use crate::rpc::{ensure, pb};
 
 /// Shortest time between two progress messages if the caller names none: fast enough for a person's eye.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+pub(crate) const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// Length of a lease if the caller names none: outlives a workflow, not a forgotten one.
 const LEASE_TTL: Duration = Duration::from_secs(3600);
 /// Models on a page if the caller names no number.
@@ -247,10 +247,13 @@ fn page_start(token: &str) -> Result<Option<ModelKey>, Status> {
 }
 
 /// The tier that models are wanted in: the disk if nothing is said.
-fn target(given: i32) -> Result<Tier, Status> {
+pub(crate) fn target(given: i32) -> Result<Tier, Status> {
     match pb::Tier::try_from(given) {
         Ok(pb::Tier::Unspecified | pb::Tier::Nvme) => Ok(Tier::Nvme),
         Ok(pb::Tier::Ram) => Ok(Tier::Ram),
+        Ok(pb::Tier::Vram) => {
+            Err(invalid("target", "VRAM is filled by the workers that own it: say TIER_RAM or TIER_NVME"))
+        }
         Ok(pb::Tier::Origin) => {
             Err(invalid("target", "models are at their origins already: say TIER_RAM or TIER_NVME"))
         }
@@ -271,6 +274,7 @@ fn filter(filter: pb::ModelFilter) -> Result<ModelFilter, Status> {
     let some = |text: String| (!text.is_empty()).then_some(text);
     let tier = match pb::Tier::try_from(filter.tier) {
         Ok(pb::Tier::Unspecified) => None,
+        Ok(pb::Tier::Vram) => Some(Tier::Vram),
         Ok(pb::Tier::Ram) => Some(Tier::Ram),
         Ok(pb::Tier::Nvme) => Some(Tier::Nvme),
         Ok(pb::Tier::Origin) => Some(Tier::Origin),

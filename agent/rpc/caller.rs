@@ -63,7 +63,7 @@ pub(crate) fn client(given: &str, connection: &Extensions) -> Result<String, Sta
     if given.is_empty() { Ok(peer(connection)) } else { name("client", given) }
 }
 
-fn name(field: &str, given: &str) -> Result<String, Status> {
+pub(crate) fn name(field: &str, given: &str) -> Result<String, Status> {
     if given.chars().count() > NAME_CHARS_MAX {
         return Err(invalid(field, format_args!("it is longer than {NAME_CHARS_MAX} characters")));
     }

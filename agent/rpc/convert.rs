@@ -25,6 +25,7 @@ pub(crate) fn keys(models: &[ModelKey]) -> Vec<String> {
 impl From<view::Tier> for pb::Tier {
     fn from(tier: view::Tier) -> Self {
         match tier {
+            view::Tier::Vram => Self::Vram,
             view::Tier::Ram => Self::Ram,
             view::Tier::Nvme => Self::Nvme,
             view::Tier::Origin => Self::Origin,
@@ -220,6 +221,7 @@ impl From<&view::ModelView> for pb::Model {
             leases: model.leases.iter().map(|LeaseId(lease)| *lease).collect(),
             flight: model.flight.map(|FlightId(flight)| flight),
             sources: sources.collect(),
+            vram_bytes: model.vram,
         }
     }
 }
@@ -294,6 +296,10 @@ impl From<&view::NodeView> for pb::Node {
             leases: node.leases,
             models_known: node.models_known,
             models_path: path(&node.models_path),
+            workers: node.workers.iter().map(Into::into).collect(),
+            // What the driver says is not the engine's to tell: the service adds it.
+            devices: Vec::new(),
+            driver_detail: String::new(),
         }
     }
 }

@@ -17,13 +17,17 @@ use tonic::codegen::{BoxFuture, Bytes};
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
+use crate::comfy::pack_api;
 use crate::rpc::fault;
 
 /// The methods that metrics name; all others are `other`.
-pub(crate) const METHODS: [&str; 18] = [
+pub(crate) const METHODS: &[&str] = &[
+    "Advise",
     "CancelFlight",
     "DemoteModels",
     "Ensure",
+    "EnsureWorkflow",
+    "EstimateReadiness",
     "Evict",
     "GetFlight",
     "GetModel",
@@ -35,7 +39,10 @@ pub(crate) const METHODS: [&str; 18] = [
     "Pin",
     "Prefetch",
     "PromoteModels",
+    "RankWorkflows",
     "Refresh",
+    "Report",
+    "ResolveWorkflow",
     "Unpin",
     "Verify",
     "Watch",
@@ -102,9 +109,18 @@ fn bears(headers: &HeaderMap, token: &Secret) -> bool {
     differing == 0
 }
 
+/// The gate's refusals, for a client that knows HTTP alone.
+fn http_status(code: Code) -> http::StatusCode {
+    match code {
+        Code::Unauthenticated => http::StatusCode::UNAUTHORIZED,
+        Code::ResourceExhausted => http::StatusCode::SERVICE_UNAVAILABLE,
+        _ => http::StatusCode::FORBIDDEN,
+    }
+}
+
 fn label(path: &str) -> &'static str {
     let method = path.strip_prefix("/tierd.v1.").and_then(|rest| rest.split_once('/')).map(|(_, method)| method);
-    METHODS.into_iter().find(|known| Some(*known) == method).unwrap_or("other")
+    METHODS.iter().copied().find(|known| Some(*known) == method).unwrap_or("other")
 }
 
 impl<S> Layer<S> for Gate {
@@ -137,6 +153,19 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
+        if path.starts_with(pack_api::PREFIX) {
+            let admitted = self.gate.admit(path, request.headers());
+            let answer = admitted.map(|slot| (slot, self.inner.call(request)));
+            return Box::pin(async move {
+                match answer {
+                    Ok((slot, answer)) => {
+                        Ok(answer.await?.map(|inner| Body::new(Metered { inner, meter: None, _slot: slot })))
+                    }
+                    // In words that a client of JSON understands.
+                    Err(status) => Ok(pack_api::refusal(http_status(status.code()), status.message()).map(Body::new)),
+                }
+            });
+        }
         let mut meter = Meter { method: label(path), begun: Instant::now(), code: None };
         match self.gate.admit(path, request.headers()) {
             Ok(slot) => {
@@ -145,7 +174,7 @@ where
                     let response = answer.await?;
                     metrics::rpc_answered(meter.method, meter.begun.elapsed());
                     meter.read(response.headers());
-                    Ok(response.map(|inner| Body::new(Metered { inner, meter, _slot: slot })))
+                    Ok(response.map(|inner| Body::new(Metered { inner, meter: Some(meter), _slot: slot })))
                 })
             }
             Err(status) => {
@@ -205,7 +234,8 @@ fn word(code: Code) -> &'static str {
 /// An answer's body that keeps the slot and reads the status as it passes.
 struct Metered {
     inner: Body,
-    meter: Meter,
+    /// None for the node pack's endpoints, which count their messages themselves.
+    meter: Option<Meter>,
     _slot: Option<OwnedSemaphorePermit>,
 }
 
@@ -220,8 +250,9 @@ impl http_body::Body for Metered {
         let polled = Pin::new(&mut self.inner).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(trailers) = frame.trailers_ref()
+            && let Some(meter) = &mut self.meter
         {
-            self.meter.read(trailers);
+            meter.read(trailers);
         }
         polled
     }

@@ -36,7 +36,12 @@ words! {
     phase: Phase, "PHASE_";
     origin_state: OriginState, "ORIGIN_STATE_";
     ram_hold: RamHold, "RAM_HOLD_";
+    obstacle_kind: ObstacleKind, "OBSTACLE_KIND_";
     import_how: ImportHow, "IMPORT_HOW_";
+    workflow_form: WorkflowForm, "WORKFLOW_FORM_";
+    need_match: NeedMatch, "NEED_MATCH_";
+    idle_reason: IdleReason, "IDLE_REASON_";
+    prompt_state: PromptState, "PROMPT_STATE_";
 }
 
 #[cfg(test)]

@@ -8,16 +8,19 @@ pub mod convert;
 pub(crate) mod ensure;
 pub mod fault;
 mod gate;
+mod hint;
 pub(crate) mod json;
 mod listen;
 mod node;
 mod occurrence;
+mod placement;
 mod server;
 pub mod time;
+pub(crate) mod workflow;
 
 pub use listen::RpcError;
-pub use server::Server;
 pub(crate) use server::chain;
+pub use server::{Served, Server};
 
 /// The messages, the servers and the clients, generated from `proto/tierd/v1`. The proto files are the documentation.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated code")]

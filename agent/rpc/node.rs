@@ -7,11 +7,13 @@ use tierd_cache::engine::EngineHandle;
 use tierd_cache::engine::handle::Watch;
 use tierd_cache::engine::view::Occurrence;
 use tierd_cache::ids::Seq;
+use tierd_cache::vram::audit::{Audited, audit};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
+use crate::gpu::GpuMeter;
 use crate::rpc::cache::until_stopped;
 use crate::rpc::caller::{ANSWER_WAIT, answer};
 use crate::rpc::{occurrence, pb};
@@ -19,6 +21,7 @@ use crate::rpc::{occurrence, pb};
 /// The service. One for each listener, all speak to one engine.
 pub(crate) struct Node {
     pub(crate) engine: EngineHandle,
+    pub(crate) gpus: GpuMeter,
     /// Ends streams when the daemon drains.
     pub(crate) stop: CancellationToken,
 }
@@ -28,8 +31,12 @@ impl pb::node_service_server::NodeService for Node {
     type WatchStream = BoxStream<pb::WatchResponse>;
 
     async fn get_node(&self, _: Request<pb::GetNodeRequest>) -> Result<Response<pb::GetNodeResponse>, Status> {
-        let node = answer(ANSWER_WAIT, self.engine.node()).await?;
-        Ok(Response::new(pb::GetNodeResponse { node: Some((&node).into()) }))
+        let (node, seen) = tokio::join!(answer(ANSWER_WAIT, self.engine.node()), self.gpus.seen());
+        let node = node?;
+        let mut message = pb::Node::from(&node);
+        add_devices(&mut message, &audit(&node.workers, &seen.gpus));
+        message.driver_detail = seen.detail();
+        Ok(Response::new(pb::GetNodeResponse { node: Some(message) }))
     }
 
     async fn watch(&self, request: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
@@ -38,6 +45,28 @@ impl pb::node_service_server::NodeService for Node {
         let watch = answer(ANSWER_WAIT, self.engine.watch(since)).await?;
         Ok(Response::new(Box::pin(until_stopped(steps(watch, since, request.past_only), self.stop.clone()))))
     }
+}
+
+/// Devices, and the tier that they are together. Where the driver was asked, its figures count.
+fn add_devices(node: &mut pb::Node, rows: &[Audited]) {
+    node.devices = rows.iter().map(Into::into).collect();
+    node.tiers.retain(|tier| tier.tier() != pb::Tier::Vram);
+    if rows.is_empty() {
+        return;
+    }
+    let sum = |of: fn(&Audited) -> u64| rows.iter().map(of).fold(0, u64::saturating_add);
+    let by_driver = rows.iter().all(|row| row.by_driver);
+    let tier = pb::TierStatus {
+        tier: pb::Tier::Vram.into(),
+        capacity_bytes: sum(|row| row.total),
+        used_bytes: sum(|row| row.used),
+        reserved_bytes: 0,
+        held_bytes: sum(|row| row.claimed),
+        models: sum(|row| row.models),
+        mode: if by_driver { "driver" } else { "reported" }.to_owned(),
+        detail: String::new(),
+    };
+    node.tiers.insert(0, tier);
 }
 
 struct Walk {

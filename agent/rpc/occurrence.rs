@@ -96,6 +96,25 @@ fn what(what: &What) -> pb::occurrence::What {
         What::Listed { origin, models } => {
             Pb::Listed(pb::ListedOccurrence { origin: origin.to_string(), models: *models })
         }
+        What::WorkerSeen { worker, pid, address, version } => Pb::WorkerSeen(pb::WorkerSeenOccurrence {
+            worker: worker.to_string(),
+            pid: *pid,
+            address: address.clone(),
+            version: version.clone(),
+        }),
+        What::WorkerLost { worker, pid, detail } => {
+            Pb::WorkerLost(pb::WorkerLostOccurrence { worker: worker.to_string(), pid: *pid, detail: detail.clone() })
+        }
+        What::Advised { worker, device, total, used, unload } => Pb::Advised(pb::AdvisedOccurrence {
+            worker: worker.to_string(),
+            device: *device,
+            total_bytes: *total,
+            used_bytes: *used,
+            unload: unload.clone(),
+        }),
+        What::Freed { worker, detail } => {
+            Pb::Freed(pb::FreedOccurrence { worker: worker.to_string(), detail: detail.clone() })
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The gRPC server: both listeners with the same services, health and reflection, from bind to drain.
+//! The gRPC server: both listeners with the same services, health, reflection and the node pack's endpoints, from bind to drain.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,14 +13,22 @@ use tonic::transport;
 use tonic_health::server::HealthReporter;
 use tower::Layer;
 
-use crate::config::ListenConfig;
+use crate::comfy::pack_api::{self, PackApi, Watches};
+use crate::config::{ComfyConfig, ListenConfig};
+use crate::gpu::GpuMeter;
 use crate::rpc::FILE_DESCRIPTOR_SET;
 use crate::rpc::cache::Cache;
 use crate::rpc::gate::Gate;
+use crate::rpc::hint::HintRpc;
 use crate::rpc::listen::{self, RpcError, UnixSocket};
 use crate::rpc::node::Node;
 use crate::rpc::pb::cache_service_server::CacheServiceServer;
+use crate::rpc::pb::hint_service_server::HintServiceServer;
 use crate::rpc::pb::node_service_server::NodeServiceServer;
+use crate::rpc::pb::placement_service_server::PlacementServiceServer;
+use crate::rpc::pb::workflow_service_server::WorkflowServiceServer;
+use crate::rpc::placement::Placement;
+use crate::rpc::workflow::{READERS_MAX, Workflow};
 
 /// How often a silent connection is asked whether it lives: dead launchers must not hold streams for long.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -28,8 +36,23 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_WAIT: Duration = Duration::from_secs(20);
 /// Most calls of one connection at once; all connections together are bound by `requests_max`.
 const STREAMS_MAX: u32 = 256;
+/// Room for the other fields beside a call's workflows; also lets one that is a little too large be refused with the numbers.
+const ENVELOPE_BYTES_MAX: usize = 4 << 20;
 /// Most bytes of one call's headers.
 const HEADER_BYTES_MAX: u32 = 16 << 10;
+
+/// What is served.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// The engine.
+    pub engine: EngineHandle,
+    /// The GPUs, as their driver has them.
+    pub gpus: GpuMeter,
+    /// What ComfyUI's node pack may do.
+    pub comfy: ComfyConfig,
+    /// Where models appear.
+    pub models: std::path::PathBuf,
+}
 
 /// The sockets, bound and not yet served.
 #[derive(Debug)]
@@ -74,12 +97,12 @@ impl Server {
     /// # Errors
     ///
     /// [`RpcError::Serve`] if a listener ends by itself; the other one is stopped then.
-    pub async fn run(self, handle: EngineHandle, stop: CancellationToken) -> Result<(), RpcError> {
+    pub async fn run(self, served: Served, stop: CancellationToken) -> Result<(), RpcError> {
         let slots = Arc::new(Semaphore::new(self.config.requests_max as usize));
         let gate = Gate { slots, slots_max: self.config.requests_max, token: None, remote: false };
         // A listener that fails stops the other one, and nothing else.
         let stop = stop.child_token();
-        let (health, routes) = services(&handle, &stop, self.config.message_bytes_max).await?;
+        let (health, routes) = services(&served, &stop, &self.config).await?;
 
         let UnixSocket { listener, file } = self.unix;
         let unix = limited().serve_with_incoming_shutdown(
@@ -99,6 +122,9 @@ impl Server {
             health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
             health.set_not_serving::<CacheServiceServer<Cache>>().await;
             health.set_not_serving::<NodeServiceServer<Node>>().await;
+            health.set_not_serving::<PlacementServiceServer<Placement>>().await;
+            health.set_not_serving::<WorkflowServiceServer<Workflow>>().await;
+            health.set_not_serving::<HintServiceServer<HintRpc>>().await;
         };
         let (unix, tcp, ()) = tokio::join!(ends(unix, &stop), ends(tcp, &stop), draining);
         drop(file);
@@ -124,21 +150,34 @@ fn limited() -> transport::Server {
         .http2_keepalive_timeout(Some(KEEPALIVE_WAIT))
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
+        // For the node pack, which speaks nothing newer.
+        .accept_http1(true)
 }
 
 /// The services of every listener, and the switch of the health service.
 async fn services(
-    handle: &EngineHandle,
+    served: &Served,
     stop: &CancellationToken,
-    message_bytes_max: usize,
+    config: &ListenConfig,
 ) -> Result<(HealthReporter, Routes), RpcError> {
+    let handle = &served.engine;
     let cache = CacheServiceServer::new(Cache { engine: handle.clone(), stop: stop.clone() })
-        .max_decoding_message_size(message_bytes_max);
-    let node = NodeServiceServer::new(Node { engine: handle.clone(), stop: stop.clone() })
-        .max_decoding_message_size(message_bytes_max);
+        .max_decoding_message_size(config.message_bytes_max);
+    let node = Node { engine: handle.clone(), gpus: served.gpus.clone(), stop: stop.clone() };
+    let node = NodeServiceServer::new(node).max_decoding_message_size(config.message_bytes_max);
+    let hint = HintServiceServer::new(HintRpc { engine: handle.clone(), stop: stop.clone() })
+        .max_decoding_message_size(config.message_bytes_max);
+    let placement = PlacementServiceServer::new(Placement { engine: handle.clone() })
+        .max_decoding_message_size(config.message_bytes_max);
+    let (bytes_max, readers) = (config.workflow_bytes_max, Arc::new(Semaphore::new(READERS_MAX)));
+    let workflow = Workflow { engine: handle.clone(), stop: stop.clone(), bytes_max, readers };
+    let workflow = WorkflowServiceServer::new(workflow).max_decoding_message_size(bytes_max + ENVELOPE_BYTES_MAX);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<CacheServiceServer<Cache>>().await;
     health.set_serving::<NodeServiceServer<Node>>().await;
+    health.set_serving::<PlacementServiceServer<Placement>>().await;
+    health.set_serving::<WorkflowServiceServer<Workflow>>().await;
+    health.set_serving::<HintServiceServer<HintRpc>>().await;
 
     let describe = || {
         tonic_reflection::server::Builder::configure()
@@ -149,7 +188,18 @@ async fn services(
     // Both versions: older tools know only v1alpha.
     let v1 = describe().build_v1().map_err(failed)?;
     let v1alpha = describe().build_v1alpha().map_err(failed)?;
-    let routes = Routes::new(cache).add_service(node).add_service(health_service).add_service(v1).add_service(v1alpha);
+    let mut routes =
+        Routes::new(cache).add_service(node).add_service(hint).add_service(placement).add_service(workflow);
+    routes = routes.add_service(health_service).add_service(v1).add_service(v1alpha);
+    let pack = pack_api::router(PackApi {
+        engine: handle.clone(),
+        comfy: served.comfy.clone(),
+        models: served.models.clone(),
+        watches: Watches::default(),
+        stop: stop.clone(),
+    });
+    let router = routes.axum_router_mut();
+    *router = std::mem::take(router).merge(pack);
     Ok((health, routes.prepare()))
 }
 

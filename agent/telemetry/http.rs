@@ -22,6 +22,7 @@ use tokio::time::{MissedTickBehavior, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::health::Health;
+use super::vram::VramMeter;
 use crate::host::ProcessMeter;
 
 /// Most connections at once; more wait in the kernel's queue. A scraper or two and a kubelet need three.
@@ -42,6 +43,8 @@ pub struct HttpState {
     pub metrics: PrometheusHandle,
     /// Measures the process when somebody asks.
     pub process: Arc<ProcessMeter>,
+    /// Measures VRAM when somebody asks.
+    pub vram: VramMeter,
 }
 
 /// Why the listener could not be opened or ended by itself.
@@ -130,6 +133,7 @@ async fn close(mut response: Response) -> Response {
 
 async fn metrics(State(state): State<HttpState>) -> Response {
     state.process.measure();
+    state.vram.measure().await;
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.metrics.render()).into_response()
 }
 
@@ -248,7 +252,10 @@ mod tests {
         let health = Arc::new(Health::default());
         let metrics = PrometheusBuilder::new().build_recorder().handle();
         let process = Arc::new(ProcessMeter::default());
-        let (state, stop) = (HttpState { health: health.clone(), metrics, process }, CancellationToken::new());
+        let (state, stop) = (
+            HttpState { health: health.clone(), metrics, process, vram: VramMeter::default() },
+            CancellationToken::new(),
+        );
         let task = tokio::spawn(server.run(state, stop.clone()));
         Running { address, health, stop, task }
     }

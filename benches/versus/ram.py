@@ -51,6 +51,7 @@ def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--gib", type=int, default=GIB, help=f"size of the file that is locked (default {GIB})")
     p.add_argument("--rounds", type=int, default=ROUNDS, help=f"default {ROUNDS}")
+    p.add_argument("--part", choices=("lock", "fetch"), help="only one half: the file on the disk, or the file from an origin")
     p.add_argument("--settle", type=float, default=2, metavar="S", help="pause before each cold run and each fetch (2)")
     p.add_argument("--json", type=Path, metavar="FILE", help="write every run there")
     temporary = Path(tempfile.gettempdir())
@@ -386,14 +387,17 @@ def measure(a, work):
         on_client = ()
 
     bench = Bench(a, work / "lock", Loopback)
-    bench.work.mkdir()
-    try:
-        measure_lock(bench)
-    except Failed as why:
-        bench.lose("tierd", why)
-    finally:
-        bench.stop()
-        shutil.rmtree(bench.work)
+    if a.part != "fetch":
+        bench.work.mkdir()
+        try:
+            measure_lock(bench)
+        except Failed as why:
+            bench.lose("tierd", why)
+        finally:
+            bench.stop()
+            shutil.rmtree(bench.work)
+    if a.part == "lock":
+        return bench
     bench.work = work / "fetch"
     bench.work.mkdir()
     shutil.rmtree(a.ram, ignore_errors=True)

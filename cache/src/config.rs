@@ -19,6 +19,8 @@ pub struct EngineConfig {
     pub ram: RamConfig,
     /// What stays and what goes.
     pub plan: PlanConfig,
+    /// L1.
+    pub vram: VramConfig,
     /// L4, in order of preference.
     pub origins: Vec<OriginConfig>,
     /// How bytes are fetched.
@@ -75,6 +77,24 @@ pub struct PlanConfig {
     pub policy: PolicyKind,
     /// What bytes cost on this node, for policies that weigh.
     pub costs: Costs,
+}
+
+/// L1: how long workers are believed, and when advice is given.
+#[derive(Debug, Clone, Copy)]
+pub struct VramConfig {
+    /// How long a worker's last report is believed. Default 10 s: it reports every second, so ten missed reports mean that it is gone.
+    pub worker_expiry: Duration,
+    /// VRAM use, in percent, above which models should leave. Default 85: the rest is for activations.
+    pub high_percent: u32,
+    /// VRAM use, in percent, below which models could be loaded ahead, and up to which. Default 60: far enough below `high_percent` that
+    /// advice does not swing.
+    pub low_percent: u32,
+}
+
+impl Default for VramConfig {
+    fn default() -> Self {
+        Self { worker_expiry: Duration::from_secs(10), high_percent: 85, low_percent: 60 }
+    }
 }
 
 /// Whether fetched bytes bypass the page cache.

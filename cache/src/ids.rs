@@ -141,6 +141,12 @@ impl ModelKey {
         self.0.split_once('/').map_or(&self.0, |(_, path)| path)
     }
 
+    /// The name of its file: the last part.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
+    }
+
     /// The spellings under which an origin may hold this model: the canonical one first, then its aliases.
     #[must_use]
     pub fn spellings(&self) -> Vec<String> {

@@ -22,3 +22,4 @@ pub mod resident;
 pub mod safetensors;
 pub mod store;
 pub mod units;
+pub mod vram;

@@ -8,6 +8,8 @@ use metrics::{Unit, counter, gauge, histogram};
 use crate::engine::view::{DemoteReason, EvictReason, Phase, Tier};
 use crate::ids::OriginName;
 
+pub mod vram;
+
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
@@ -40,6 +42,9 @@ const REQUEST_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 const RPC_BUCKETS: &[f64] = &[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 10.0];
 /// Making models ready: a hit in milliseconds, a large checkpoint over a slow link in half an hour.
 const ENSURE_BUCKETS: &[f64] = &[0.005, 0.05, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0];
+
+/// Errors of estimates, as a share of the time that it took.
+const ERROR_BUCKETS: &[f64] = &[0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 5.0];
 
 const ORIGIN: (&str, &str) = ("origin", "the configured name");
 const REASON: (&str, &str) = ("reason", "`room`, `asked`, `shrunk`, `replaced`");
@@ -106,18 +111,47 @@ metrics! {
         "Bytes that were locked.";
     RAM_LOCK_SECONDS = "tierd_ram_lock_seconds", Seconds, Kind::Histogram(REQUEST_BUCKETS), &[],
         "Time to lock a model, its reading from the disk included.";
+    RAM_LANDED = "tierd_ram_landed_bytes_total", Bytes, Kind::Counter, &[("way", "`through`, `behind`")],
+        "Bytes that arrived for RAM: written through the page cache and kept, or past it and read back, where memory is dearer than the disk.";
     RAM_DEMOTIONS = "tierd_ram_demotions_total", Count, Kind::Counter, &[DEMOTE_REASON],
         "Models that left RAM. Many for `pressure` mean that the budget is too large for this node.";
     RAM_DEMOTED_BYTES = "tierd_ram_demoted_bytes_total", Bytes, Kind::Counter, &[DEMOTE_REASON],
         "Bytes of RAM that demotions gave back.";
     RAM_PRESSURE = "tierd_ram_pressure_total", Count, Kind::Counter, &[("source", "`psi`, `polling`")],
         "Times that the node was short of memory and the tier was told to give some back.";
+    VRAM_BYTES = "tierd_vram_bytes", Bytes, Kind::Gauge,
+        &[("device", "its number, at most 64 of them"), ("state", "`total`, `used`, `claimed`")],
+        "Bytes of VRAM: of the device, in use by all processes, and taken by models as their workers say.";
+    VRAM_WORKERS = "tierd_vram_workers", Count, Kind::Gauge, &[],
+        "Workers that report what they have in VRAM.";
+    VRAM_USES = "tierd_vram_uses_total", Count, Kind::Counter,
+        &[("tier", "`vram`, `ram`, `nvme`, `elsewhere`: the fastest that had it; `elsewhere` is a file that is none of tierd's")],
+        "Models that workers used, by where they were: those in VRAM without a read, the others by reading their files.";
+    VRAM_READ_BYTES = "tierd_vram_read_bytes_total", Bytes, Kind::Counter, &[("tier", "`ram`, `nvme`, `elsewhere`")],
+        "Bytes of model files that workers read.";
+    VRAM_READ_SECONDS = "tierd_vram_read_seconds", Seconds, Kind::Histogram(ENSURE_BUCKETS), &[("tier", "`ram`, `nvme`, `elsewhere`")],
+        "Time that workers took to read a model's file.";
+    VRAM_ADVICE = "tierd_vram_advice_total", Count, Kind::Counter,
+        &[("outcome", "`given`, `carried_out`, `failed`")],
+        "Advice to workers that was new, and advice that was carried out by asking the worker to unload.";
+    HINT_RECEIVED = "tierd_hint_received_total", Count, Kind::Counter,
+        &[("kind", "`hello`, `report`, `ensure`, `absent`")],
+        "Messages of workers.";
+    HINT_DROPPED = "tierd_hint_dropped_total", Count, Kind::Counter,
+        &[("reason", "`unknown`, `invalid`, `too_large`, `busy`")],
+        "Messages of workers that were refused. Many `unknown` mean that a worker does not introduce itself.";
     ENGINE_ENSURES = "tierd_engine_ensures_total", Count, Kind::Counter,
         &[("outcome", "`hit`, `fetched`, `joined`, `failed`")],
         "Ensures that ended: all was there, something was fetched, only flights of others were joined, or something failed.";
     ENGINE_ENSURE_SECONDS = "tierd_engine_ensure_seconds", Seconds, Kind::Histogram(ENSURE_BUCKETS),
-        &[("from", "`ram`, `nvme`, `origin`: the slowest tier that a model of the set was in")],
+        &[("from", "`vram`, `ram`, `nvme`, `origin`: the slowest tier that a model of the set was in")],
         "Time from an ensure to its end.";
+    ENGINE_ESTIMATE_ERROR = "tierd_engine_estimate_error_ratio", Count, Kind::Histogram(ERROR_BUCKETS), &[],
+        "How far the estimate of a set's time was off, as a share of the time that it took: 0.1 is a tenth. A median above 0.5 means that the node surprises itself.";
+    FLEET_CONNECTED = "tierd_fleet_connected", Count, Kind::Gauge, &[],
+        "1 while NATS is reached, else 0. Absent where no fleet is configured.";
+    FLEET_MESSAGES = "tierd_fleet_messages_total", Count, Kind::Counter, &[],
+        "Answers and events that NATS took.";
     ENGINE_FLIGHTS = "tierd_engine_flights", Count, Kind::Gauge,
         &[("phase", "`waiting`, `checking`, `fetching`, `finishing`")],
         "Flights under way.";
@@ -295,6 +329,7 @@ pub fn damaged(pieces: u64) {
 /// An ensure ended. `from` is the slowest tier that a model of the set was in when it was asked for.
 pub fn ensure_ended(outcome: EnsureOutcome, from: Tier, elapsed: Duration) {
     let from = match from {
+        Tier::Vram => "vram",
         Tier::Ram => "ram",
         Tier::Nvme => "nvme",
         Tier::Origin => "origin",
@@ -361,10 +396,30 @@ pub fn ram_pressure(source: &'static str) {
     counter!(RAM_PRESSURE.name, "source" => source).increment(1);
 }
 
+/// A set is ready: its estimate was off by this share of the time that it took.
+pub fn estimate_error(share: f64) {
+    histogram!(ENGINE_ESTIMATE_ERROR.name).record(share);
+}
+
+/// Whether NATS is reached.
+pub fn fleet_connected(connected: bool) {
+    gauge!(FLEET_CONNECTED.name).set(f64::from(u8::from(connected)));
+}
+
+/// NATS took an answer or an event.
+pub fn fleet_message() {
+    counter!(FLEET_MESSAGES.name).increment(1);
+}
+
 /// A model's pages were locked.
 pub fn ram_locked(bytes: u64, elapsed: Duration) {
     counter!(RAM_LOCKED.name).increment(bytes);
     histogram!(RAM_LOCK_SECONDS.name).record(elapsed);
+}
+
+/// Bytes arrived for RAM and were kept as they passed, or not.
+pub fn ram_landed(kept: bool, bytes: u64) {
+    counter!(RAM_LANDED.name, "way" => if kept { "through" } else { "behind" }).increment(bytes);
 }
 
 /// A gRPC request ended. `method` is the rpc's name, `code` the status's; both from the program, never from the caller.
@@ -404,7 +459,7 @@ pub fn process(sample: ProcessSample) {
 mod tests {
     use super::*;
 
-    const ROOMS: [&str; 7] = ["fetch", "origin", "store", "ram", "engine", "rpc", "process"];
+    const ROOMS: [&str; 10] = ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "fleet", "rpc", "process"];
 
     #[test]
     fn every_name_follows_the_rule_and_is_there_once() {

@@ -4,7 +4,8 @@ use rustix::process::{Resource, getrlimit};
 use tierd_cache::config::RamConfig;
 use tierd_cache::resident::budget::{self, Binding, Inputs};
 use tierd_cache::resident::limits::{Limits, read_limits};
-use tierd_cache::resident::pressure::{LOOK_INTERVAL, Source, Watch};
+use tierd_cache::resident::pressure::{Source, Watch};
+use tierd_cache::resident::relief::{LOOK_INTERVAL_MAX, LOOK_INTERVAL_MIN};
 use tierd_cache::resident::{Mode, Resident};
 
 use super::Finding;
@@ -114,7 +115,7 @@ fn budget(config: &RamConfig, mode: &Mode, limits: std::io::Result<Limits>) -> F
 
 /// Whether the kernel tells of stalls.
 fn pressure() -> Finding {
-    match Watch::start(LOOK_INTERVAL, |_| {}) {
+    match Watch::start(|| 0, |_| LOOK_INTERVAL_MAX) {
         Ok(watch) => heard(watch.source()),
         Err(error) => {
             Finding::wrong("pressure", format!("memory cannot be watched: {error}"), "raise the limit of threads")
@@ -128,8 +129,8 @@ fn heard(source: &Source) -> Finding {
             Finding::good("pressure", format!("psi: the kernel tells of stalls, in windows of {} s", window.as_secs()))
         }
         Source::Polling { why } => {
-            let text =
-                format!("polling: available memory is looked at every {} ms, since {why}", LOOK_INTERVAL.as_millis());
+            let (least, most) = (LOOK_INTERVAL_MIN.as_millis(), LOOK_INTERVAL_MAX.as_millis());
+            let text = format!("polling: available memory is looked at every {least} to {most} ms, since {why}");
             Finding::note("pressure", text, "boot with psi=1 to hear of stalls sooner")
         }
     }

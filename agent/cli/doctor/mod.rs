@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::rpc::pb;
 
 mod disk;
+mod gpu;
 mod memory;
 mod origins;
 
@@ -104,6 +105,7 @@ async fn look(config: &Config, node: Option<&pb::Node>, findings: &mut Vec<Findi
     findings.push(Finding::good("configuration", "no mistakes"));
     let tier = |wanted: pb::Tier| node.and_then(|node| node.tiers.iter().find(|tier| tier.tier() == wanted));
     findings.extend(memory::look(&config.engine.ram, tier(pb::Tier::Ram)));
+    findings.extend(gpu::look(node).await);
     findings.extend(disk::look(&config.engine.store, tier(pb::Tier::Nvme)));
     match node {
         Some(node) => findings.extend(node.origins.iter().map(origins::told)),

@@ -5,7 +5,7 @@ use super::Section::{Daemon, Listen, Log, Tcp, Tls};
 use super::{Kind, MIB, SECOND, Spec, option};
 
 /// The options.
-pub(super) const OPTIONS: [Spec; 13] = [
+pub(super) const OPTIONS: [Spec; 14] = [
     option(
         Listen,
         "unix",
@@ -39,6 +39,14 @@ pub(super) const OPTIONS: [Spec; 13] = [
         Is("\"4 MiB\""),
         "\"16 MiB\"",
         "Largest gRPC message that is read. gRPC's own default: room for 1024 names of 1 KiB four times over.",
+    ),
+    option(
+        Listen,
+        "workflow_bytes_max",
+        Kind::Size(64 << 10, 64 * MIB),
+        Is("\"16 MiB\""),
+        "\"32 MiB\"",
+        "Largest workflow that is read; all of one call together. The largest known have 2 MB; reading one takes up to twelve times its size for a moment.",
     ),
     option(Tcp, "address", Kind::Address, Required, "\"127.0.0.1:9470\"", "The address."),
     option(

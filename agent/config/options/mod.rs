@@ -2,8 +2,10 @@
 //! ranges, the reference file and docs/configuration.md all come from this table. A test holds the defaults equal to
 //! those that the code has.
 
+mod comfy;
 mod daemon;
 mod engine;
+mod fleet;
 mod origin;
 
 use super::kind::Kind;
@@ -22,11 +24,13 @@ pub(in crate::config) enum Section {
     Log,
     Limits,
     Daemon,
+    Fleet,
+    Comfy,
 }
 
 impl Section {
     /// All sections, in the order of the reference file.
-    pub(in crate::config) const ALL: [Self; 11] = [
+    pub(in crate::config) const ALL: [Self; 13] = [
         Self::Store,
         Self::Ram,
         Self::Origin,
@@ -38,6 +42,8 @@ impl Section {
         Self::Log,
         Self::Limits,
         Self::Daemon,
+        Self::Fleet,
+        Self::Comfy,
     ];
 
     /// Its name in the file.
@@ -54,6 +60,8 @@ impl Section {
             Self::Log => "log",
             Self::Limits => "limits",
             Self::Daemon => "daemon",
+            Self::Fleet => "fleet",
+            Self::Comfy => "comfy",
         }
     }
 
@@ -69,7 +77,7 @@ impl Section {
 
     /// Whether its header alone changes what the daemon does, so that the reference file must comment it out.
     pub(in crate::config) fn is_optional(self) -> bool {
-        matches!(self, Self::Origin | Self::Tcp | Self::Tls)
+        matches!(self, Self::Origin | Self::Tcp | Self::Tls | Self::Fleet)
     }
 
     /// What it is about.
@@ -95,6 +103,11 @@ impl Section {
             Self::Log => "The log, on standard error.",
             Self::Limits => "Limits of queues and lists: none of them may grow without bound.",
             Self::Daemon => "The process.",
+            Self::Fleet => {
+                "Many nodes over NATS: this one answers how soon a set could be ready, and tells what it holds and what happens. \
+                 Off unless this section is there. docs/fleet.md has the messages."
+            }
+            Self::Comfy => "ComfyUI on this node: what its node pack may ask for, and what its reports are used for.",
         }
     }
 }
@@ -146,7 +159,8 @@ impl Spec {
 
 /// Every option.
 pub(in crate::config) fn all() -> impl Iterator<Item = &'static Spec> {
-    engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(&daemon::OPTIONS)
+    let rest = daemon::OPTIONS.iter().chain(&fleet::OPTIONS).chain(&comfy::OPTIONS);
+    engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(rest)
 }
 
 /// The option `key` of `section`.

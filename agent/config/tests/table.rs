@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::super::kind::Kind;
 use super::super::options::{self, Preset, Section};
 use super::super::variables::{self, Env};
 use super::super::*;
@@ -21,6 +22,7 @@ fn file_with(spec: &options::Spec, value: &str) -> String {
         Section::Origin => origin.to_owned(),
         Section::Tcp => tcp.to_owned(),
         Section::Tls => format!("{tcp}{tls}"),
+        Section::Fleet => "[fleet]\nnats = \"nats://h:4222\"\n".to_owned(),
         _ => format!("{}\n", section.header()),
     };
     format!("{}{} = {value}\n", without(&base, spec), spec.key)
@@ -39,7 +41,9 @@ fn no_option_is_read_and_ignored() {
         if spec.key.ends_with("_file") || spec.key.ends_with("_env") || spec.key == "access_key_id" {
             continue;
         }
-        let example = if spec.section == Section::Tls { "\"/dev/zero\"" } else { spec.example };
+        let is_file =
+            matches!(spec.section, Section::Tls) || (spec.section == Section::Fleet && spec.kind == Kind::Path);
+        let example = if is_file { "\"/dev/zero\"" } else { spec.example };
         let with = file_with(spec, example);
         let plain = without(&with, spec);
         let sandbox = Sandbox::new();

@@ -108,13 +108,17 @@ impl Engine {
             }
             Effect::TellReady(id, ready) => {
                 self.count_ready(id, &ready);
-                self.callers.end(id, EnsureUpdate::Ready(ready));
+                self.came_true(id, &ready);
+                self.tell_ready(id, ready);
             }
             Effect::TellFailed(id, failed) => {
                 self.count_failed(id, &failed);
+                self.came_to_nothing(id);
                 self.callers.end(id, EnsureUpdate::Failed(failed));
             }
             Effect::Record(what) => self.record(what),
+            Effect::CountUse { from, bytes, elapsed } => metrics::vram::used(from, bytes, elapsed),
+            Effect::Advise(advice) => self.advise(advice),
         }
     }
 
@@ -227,9 +231,9 @@ impl Engine {
         let (stop, received) = (running.stop.clone(), running.received.clone());
         self.running.insert(request, running);
         let done = self.done.clone();
+        // A task of its own, so that even a panic ends with a report.
+        let work = self.movers.spawn(fetch::fetch(lines, fetch, target, stop, received));
         tokio::spawn(async move {
-            // A task of its own, so that even a panic ends with a report.
-            let work = tokio::spawn(fetch::fetch(lines, fetch, target, stop, received));
             let result = work.await.unwrap_or_else(|panic| {
                 let detail = format!("a fetch panicked: {panic}");
                 Err(crate::engine::event::Broken::Local(Fault::Store { detail }))

@@ -84,6 +84,16 @@ fn log(what: &What) {
         What::Origin { origin, state: OriginState::Up, detail: _ } => tracing::info!(%origin, "origin is up"),
         What::Origin { origin, state, detail } => tracing::warn!(%origin, ?state, detail, "origin is not up"),
         What::Listed { origin, models } => tracing::debug!(%origin, models, "origin was listed"),
+        What::WorkerSeen { worker, pid, address, version } => {
+            tracing::info!(%worker, pid, address, version, "worker reports its VRAM");
+        }
+        What::WorkerLost { worker, pid, detail } => tracing::info!(%worker, pid, detail, "worker is over"),
+        What::Advised { worker, device, total, used, unload } => {
+            let (total, used) = (ByteSize(*total), ByteSize(*used));
+            tracing::info!(%worker, device, %used, %total, ?unload, "VRAM is short: these should be unloaded");
+        }
+        What::Freed { worker, detail } if detail.is_empty() => tracing::info!(%worker, "told to unload its models"),
+        What::Freed { worker, detail } => tracing::warn!(%worker, detail, "could not be told to unload its models"),
     }
 }
 

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use crate::catalog::{Catalog, Source};
 use crate::engine::view::{
-    EnsureFailed, EnsurePlan, EnsureReady, EnsureRequest, EvictReason, LeaseView, Priority, Trust, What,
+    EnsureFailed, EnsurePlan, EnsureReady, EnsureRequest, EvictReason, LeaseView, Priority, Tier, Trust, What,
 };
 use crate::fault::Fault;
 use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Sha256Digest};
 use crate::piece::Cv;
 use crate::store::{PartialName, StoredLink};
+use crate::vram::{Advice, WorkerId};
 
 /// One request to an origin. Unique while the daemon runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -188,6 +189,22 @@ pub enum Event {
         origin: OriginName,
         /// Bytes.
         bytes: u64,
+    },
+    /// A process of the node ended: its workers have nothing in VRAM any more.
+    ProcessEnded(u32),
+    /// A worker is about to open a model's file.
+    Opens {
+        /// The worker.
+        worker: WorkerId,
+        /// The model.
+        model: ModelKey,
+    },
+    /// Models that the server at an address is going to need.
+    Expected {
+        /// The address, as the worker there says it.
+        address: String,
+        /// The models, in order.
+        models: Vec<ModelKey>,
     },
     /// Time passed.
     Tick,
@@ -377,6 +394,17 @@ pub enum Effect {
     TellFailed(EnsureId, EnsureFailed),
     /// Write down that something happened.
     Record(What),
+    /// Count that a worker used a model, or read a file: from this tier, or a file that is none of ours.
+    CountUse {
+        /// The fastest tier that had it.
+        from: Option<Tier>,
+        /// Bytes read; 0 if it was in VRAM.
+        bytes: u64,
+        /// How long reading took.
+        elapsed: Duration,
+    },
+    /// Tell who listens what a device should do.
+    Advise(Advice),
 }
 
 /// One request to an origin.

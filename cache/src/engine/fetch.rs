@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +24,7 @@ use crate::origin::{Body, Origin, OriginError};
 use crate::piece::PieceHasher;
 use crate::resident::Held;
 use crate::resident::landing::{self, Way, Ways};
-use crate::store::{Block, BlockPool, Partial, StoreError};
+use crate::store::{BLOCK_BYTES, Block, BlockPool, Partial, StoreError};
 
 /// What every fetch of one origin shares.
 #[derive(Debug, Clone)]
@@ -52,18 +53,12 @@ impl Landing {
         self.ways.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes a block the way that keeps its pages at the least price.
-    fn write(&self, partial: &Partial, offset: u64, block: &mut Block) -> Result<(), StoreError> {
-        let bytes = block.len() as u64;
-        let way = self.ways().choose(bytes);
-        match way {
-            Way::Behind => partial.write(offset, block),
-            Way::Through => {
-                let cost = partial.through(|file| landing::write_through(file, offset, block.bytes()))?;
-                self.ways().took(bytes, cost);
-                Ok(())
-            }
-        }
+    /// Writes bytes into the page cache from where the socket left them: they are in the processor's cache still, and are copied
+    /// once. Waits for the disk where too much is unwritten, so it must be called where waiting is allowed.
+    fn keep(&self, partial: &Partial, offset: u64, bytes: &[u8], write: usize) -> Result<(), StoreError> {
+        let cost = partial.through(|file| landing::write_through(file, offset, bytes, write))?;
+        self.ways().took(write, bytes.len() as u64, cost);
+        Ok(())
     }
 
     /// Holds the pages of a piece that is on its way to the disk. What fails here is told when the whole blob is locked.
@@ -87,20 +82,34 @@ pub(crate) struct Target {
     pub(crate) landing: Option<Arc<Landing>>,
 }
 
+impl Target {
+    /// How the next `bytes` bytes land.
+    fn way(&self, bytes: u64) -> Way {
+        let Some(landing) = &self.landing else { return Way::Behind };
+        let way = landing.ways().choose();
+        metrics::ram_landed(way != Way::Behind, bytes);
+        way
+    }
+
+    /// Writes bytes through the page cache, at once.
+    fn keep(&self, offset: u64, bytes: &[u8], write: usize) -> Result<(), Failure> {
+        let Some(landing) = &self.landing else { return Ok(()) };
+        let keep = || landing.keep(&self.partial, offset, bytes, write).map_err(|error| Failure::Local(error.into()));
+        match Handle::current().runtime_flavor() {
+            // There is no other thread to go on with other connections.
+            RuntimeFlavor::CurrentThread => keep(),
+            _ => tokio::task::block_in_place(keep),
+        }
+    }
+}
+
 /// Writes that are on their way to the disk. They are always waited for: a late write could overwrite a newer one.
 #[derive(Default)]
 struct Writes(JoinSet<Result<(), Fault>>);
 
 impl Writes {
-    fn write(&mut self, way: &Target, offset: u64, mut block: Block) {
-        let (partial, landing) = (way.partial.clone(), way.landing.clone());
-        self.0.spawn_blocking(move || {
-            match landing {
-                Some(landing) => landing.write(&partial, offset, &mut block)?,
-                None => partial.write(offset, &mut block)?,
-            }
-            Ok(())
-        });
+    fn write(&mut self, partial: Arc<Partial>, offset: u64, mut block: Block) {
+        self.0.spawn_blocking(move || Ok(partial.write(offset, &mut block)?));
     }
 
     async fn settle(&mut self) -> Result<(), Fault> {
@@ -165,21 +174,29 @@ async fn pieces(
         let mut hasher = PieceHasher::new(layout, piece);
         let mut offset = range.start;
         while offset < range.end {
-            let mut block = lines.pool.acquire().await;
-            while !block.is_full() && offset + (block.len() as u64) < range.end {
-                let left = range.end - offset - block.len() as u64;
-                let most = block.remaining().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let end = (offset + BLOCK_BYTES as u64).min(range.end);
+            let way = if skip { Way::Behind } else { target.way(end - offset) };
+            let mut block = match way {
+                Way::Behind => Some(lines.pool.acquire().await),
+                Way::Through(_) => None,
+            };
+            let start = offset;
+            while offset < end {
+                let most = usize::try_from(end - offset).expect("a block fits the address space");
                 let bytes = stream.next(most).await?;
-                block.fill(&bytes);
                 hasher.update(&bytes);
+                if let Some(block) = &mut block {
+                    block.fill(&bytes);
+                } else if let Way::Through(write) = way {
+                    target.keep(offset, &bytes, write)?;
+                }
+                offset += bytes.len() as u64;
                 if !skip {
                     received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 }
             }
-            let at = offset;
-            offset += block.len() as u64;
-            if !skip {
-                writes.write(target, at, block);
+            if let Some(block) = block.filter(|_| !skip) {
+                writes.write(target.partial.clone(), start, block);
             }
         }
         if skip {

@@ -61,7 +61,11 @@ impl Engine {
             | What::Unpinned { .. }
             | What::Promoted { .. }
             | What::Origin { .. }
-            | What::Listed { .. } => {}
+            | What::Listed { .. }
+            | What::WorkerSeen { .. }
+            | What::WorkerLost { .. }
+            | What::Advised { .. } => {}
+            What::Freed { detail, .. } => metrics::vram::freed(detail.is_empty()),
         }
     }
 
@@ -78,7 +82,7 @@ impl Engine {
         let joined = self.joined.remove(&id);
         let from = ready.models.iter().map(|model| model.from).max().unwrap_or(Tier::Nvme);
         let outcome = match from {
-            Tier::Nvme if ready.bytes_fetched == 0 => EnsureOutcome::Hit,
+            Tier::Vram | Tier::Ram | Tier::Nvme if ready.bytes_fetched == 0 => EnsureOutcome::Hit,
             _ if joined => EnsureOutcome::Joined,
             _ => EnsureOutcome::Fetched,
         };
@@ -111,6 +115,7 @@ impl Engine {
         for phase in [Phase::Waiting, Phase::Checking, Phase::Fetching, Phase::Finishing] {
             metrics::flights(phase, flights.iter().filter(|flight| flight.phase == phase).count() as u64);
         }
+        metrics::vram::workers(self.state.workers(now).len());
         let (_, waiters, leases, _) = self.state.counts();
         metrics::waiters(waiters.into());
         metrics::leases(leases.into());

@@ -1,10 +1,13 @@
 //! The handle: how everyone else speaks to the engine. Sends commands and waits for answers; holds no state.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::engine::known::Known;
+use crate::engine::outlook::Outlook;
 use crate::engine::view::{
     EnsureRequest, EnsureUpdate, EvictReport, FlightView, ImportedFile, LeaseView, ModelFilter, ModelPage, ModelView,
     MoveReport, NodeView, Occurrence, RamHold,
@@ -55,6 +58,7 @@ pub(crate) enum Command {
         max: u32,
         reply: oneshot::Sender<ModelPage>,
     },
+    Known(oneshot::Sender<Known>),
     Model(ModelKey, oneshot::Sender<Result<ModelView, Fault>>),
     Refresh(Option<OriginName>, oneshot::Sender<Result<(), Fault>>),
     Node(oneshot::Sender<NodeView>),
@@ -68,6 +72,7 @@ pub(crate) enum Command {
         models: Vec<ModelKey>,
         reply: oneshot::Sender<Result<mpsc::Receiver<Verified>, Fault>>,
     },
+    Hint(crate::engine::hints::Hint),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -97,14 +102,21 @@ pub struct Watch {
 #[derive(Debug, Clone)]
 pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
+    outlook: watch::Receiver<Arc<Outlook>>,
 }
 
 impl EngineHandle {
-    pub(crate) fn new(commands: mpsc::Sender<Command>) -> Self {
-        Self { commands }
+    pub(crate) fn new(commands: mpsc::Sender<Command>, outlook: watch::Receiver<Arc<Outlook>>) -> Self {
+        Self { commands, outlook }
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Fault> {
+    /// The node as estimates see it, at most some tens of milliseconds old. Asks nobody and never waits for the engine.
+    #[must_use]
+    pub fn outlook(&self) -> Arc<Outlook> {
+        self.outlook.borrow().clone()
+    }
+
+    pub(super) async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Fault> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| Fault::ShuttingDown)?;
         answer.await.map_err(|_| Fault::ShuttingDown)
@@ -216,6 +228,15 @@ impl EngineHandle {
     /// [`Fault::ShuttingDown`].
     pub async fn models(&self, filter: ModelFilter, after: Option<ModelKey>, max: u32) -> Result<ModelPage, Fault> {
         self.ask(|reply| Command::Models { filter, after, max, reply }).await
+    }
+
+    /// All names that some origin or tier knows, as they are now: for those who look many up at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ShuttingDown`].
+    pub async fn known(&self) -> Result<Known, Fault> {
+        self.ask(Command::Known).await
     }
 
     /// One model.

@@ -10,13 +10,13 @@ use crate::engine::event::Event;
 use crate::engine::fetch::Landing;
 use crate::engine::run::{Done, Engine};
 use crate::engine::scribe::Note;
-use crate::engine::view::TierView;
+use crate::engine::view::{EnsureReady, EnsureUpdate, TierView};
 use crate::fault::Fault;
-use crate::ids::{BlobId, FlightId};
+use crate::ids::{BlobId, EnsureId, FlightId};
 use crate::resident::budget::{self, Binding, Inputs};
 use crate::resident::limits::read_limits;
-use crate::resident::pressure::{LOOK_INTERVAL, Pressure, Watch};
-use crate::resident::relief::{Relief, ReliefLimits};
+use crate::resident::pressure::{Pressure, Watch};
+use crate::resident::relief::{Relief, ReliefLimits, Stock, next_look};
 use crate::resident::{Held, Mode, Resident};
 
 /// The name under which the set that is to be locked again after a restart is kept.
@@ -42,6 +42,10 @@ pub(crate) struct Ram {
     /// RAM of the node.
     total: u64,
     rewarmed: Tick,
+    /// How often the set was written down, and how often that is known to be on the disk.
+    notes: (u64, u64),
+    /// Answers that wait until the set they are part of is on the disk, and for which note. One an ensure at most.
+    unwritten: Vec<(u64, EnsureId, EnsureReady)>,
 }
 
 impl Ram {
@@ -59,6 +63,8 @@ impl Ram {
             binding: None,
             total: 0,
             rewarmed: Tick::default(),
+            notes: (0, 0),
+            unwritten: Vec::new(),
         }
     }
 
@@ -107,47 +113,87 @@ impl Engine {
         }
     }
 
-    pub(crate) fn note_resident(&self, blobs: &[BlobId]) {
-        match serde_json::to_vec(blobs) {
-            Ok(bytes) => self.scribe.note(Note::State(RESIDENT_STATE.to_owned(), bytes)),
-            Err(error) => tracing::error!(%error, "the resident set could not be written"),
+    pub(crate) fn note_resident(&mut self, blobs: &[BlobId]) {
+        let bytes = match serde_json::to_vec(blobs) {
+            Ok(bytes) => bytes,
+            Err(error) => return tracing::error!(%error, "the resident set could not be written"),
+        };
+        self.scribe.note(Note::State(RESIDENT_STATE.to_owned(), bytes));
+        self.ram.notes.0 += 1;
+        if !self.scribe.mark(self.ram.notes.0) {
+            // Nobody is kept waiting for a disk that hangs.
+            self.noted(self.ram.notes.0);
+        }
+    }
+
+    /// Tells a caller that all is ready, once what a kill would lose of it is on the disk: the set to lock again after it.
+    pub(crate) fn tell_ready(&mut self, id: EnsureId, ready: EnsureReady) {
+        let (asked, written) = self.ram.notes;
+        if asked == written || self.draining.is_some() {
+            self.callers.end(id, EnsureUpdate::Ready(ready));
+        } else {
+            self.ram.unwritten.push((asked, id, ready));
+        }
+    }
+
+    /// The set is on the disk as it was at this note, or could not be written.
+    pub(crate) fn noted(&mut self, number: u64) {
+        self.ram.notes.1 = self.ram.notes.1.max(number.min(self.ram.notes.0));
+        let written = self.ram.notes.1;
+        for (_, id, ready) in self.ram.unwritten.extract_if(.., |(note, ..)| *note <= written) {
+            self.callers.end(id, EnsureUpdate::Ready(ready));
         }
     }
 
     /// What the node can spare now becomes the tier's limit.
     pub(crate) fn measure_ram(&mut self) {
+        let locked = self.ram.resident.locked();
         match read_limits() {
-            Ok(limits) => self.limit_ram(limits.ram, limits.available, limits.cgroup.map(|(_, group)| group)),
+            Ok(limits) => {
+                self.ram.total = limits.ram;
+                self.limit_ram(limits.available, limits.cgroup.map(|(_, group)| group), locked);
+            }
             Err(error) => tracing::warn!(%error, "the node does not tell its memory"),
         }
     }
 
-    fn limit_ram(&mut self, ram: u64, available: u64, cgroup: Option<budget::Cgroup>) {
+    /// Bytes of RAM that must stay available.
+    fn reserve(&self) -> u64 {
+        let ram = self.ram.total;
+        self.ram.config.reserve.map_or_else(|| budget::default_reserve(ram), |share| share.of(ram))
+    }
+
+    /// `locked` is what was locked just before `available` and `cgroup` were measured.
+    fn limit_ram(&mut self, available: u64, cgroup: Option<budget::Cgroup>, locked: u64) {
         let lock_limit = match self.ram.resident.mode() {
             Mode::Locked { limit } => *limit,
             Mode::Warm { .. } => None,
         };
-        let reserve = self.ram.config.reserve.map_or_else(|| budget::default_reserve(ram), |share| share.of(ram));
+        let (ram, reserve, configured) = (self.ram.total, self.reserve(), self.ram.config.budget);
         self.ram.relief.set_limits(ReliefLimits::around(reserve));
-        let configured = self.ram.config.budget;
-        let locked = self.ram.resident.locked();
         let effective = budget::effective(&Inputs { configured, reserve, ram, available, locked, cgroup, lock_limit });
         self.ram.binding = Some(effective.binding);
-        self.ram.total = ram;
         self.apply(Event::RamLimit(effective.bytes));
     }
 
     /// One look at the node's memory: gives back what is asked for, or lets the tier grow again.
     pub(crate) fn pressed(&mut self, look: &Pressure) {
-        self.limit_ram(self.ram.total, look.available, look.cgroup);
         let view = self.state.memory("");
-        let advice = self.ram.relief.weigh(look, (view.used, self.state.ram_leaving()), self.clock.now());
+        let stock = Stock {
+            held: view.used,
+            leaving: self.state.ram_leaving(),
+            locked_then: matches!(self.ram.resident.mode(), Mode::Locked { .. }).then_some(look.locked),
+            locked_now: self.ram.resident.locked(),
+        };
+        let advice = self.ram.relief.weigh(look, stock, self.clock.now());
         if advice.release > 0 {
             crate::metrics::ram_pressure(look.source.word());
             self.apply(Event::Pressure { release: advice.release, source: look.source.word() });
         } else if advice.growth > 0 {
             self.apply(Event::PressureOver { growth: advice.growth });
         }
+        // After the release, which is the reason; the limit asks for nothing that is leaving.
+        self.limit_ram(look.available, look.cgroup, look.locked);
         self.rewarm();
     }
 
@@ -265,11 +311,14 @@ impl Engine {
         if self.ram.watch.is_some() {
             return;
         }
-        let done = self.done.clone();
-        let watch = Watch::start(LOOK_INTERVAL, move |look| {
+        let (done, resident, reserve) = (self.done.clone(), self.ram.resident.clone(), self.reserve());
+        let report = move |look: Pressure| {
+            let next = next_look(&look, reserve);
             // A loop that is busy gets the next look.
             let _ = done.try_send(Done::Pressed(look));
-        });
+            next
+        };
+        let watch = Watch::start(move || resident.locked(), report);
         match watch {
             Ok(watch) => self.ram.watch = Some(watch),
             Err(error) => tracing::error!(%error, "memory pressure cannot be watched"),

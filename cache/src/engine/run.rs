@@ -18,9 +18,12 @@ use crate::engine::callers::Callers;
 use crate::engine::chronicle::Chronicle;
 use crate::engine::event::{Effect, Event, RequestId};
 use crate::engine::fetch::Lines;
+use crate::engine::forecast::Forecast;
 use crate::engine::gauges::GAUGES_INTERVAL;
 use crate::engine::handle::{COMMANDS_MAX, Command, EngineHandle, Verified};
+use crate::engine::hints::Hints;
 use crate::engine::memory::Ram;
+use crate::engine::movers::Movers;
 use crate::engine::pace::Pace;
 use crate::engine::scribe::{NOTES_MAX, Scribe};
 use crate::engine::sources::{Located, Sources};
@@ -62,6 +65,8 @@ pub(crate) enum Done {
     Relocated(FlightId, OriginName, Result<Option<Found>, Fault>),
     Held(BlobId, Result<Arc<crate::resident::Held>, Fault>),
     Pressed(crate::resident::pressure::Pressure),
+    Noted(u64),
+    Hinted(crate::engine::hints::Looked),
     ReserveImport(u64, oneshot::Sender<Result<(), Fault>>),
     UnreserveImport(u64),
 }
@@ -102,6 +107,9 @@ pub(crate) struct Engine {
     pub(crate) callers: Callers,
     pub(crate) chronicle: Chronicle,
     pub(crate) ram: Ram,
+    pub(crate) forecast: Forecast,
+    pub(crate) movers: Movers,
+    pub(crate) hints: Hints,
     pub(crate) open: HashMap<FlightId, Arc<Partial>>,
     pub(crate) running: HashMap<RequestId, Running>,
     pub(crate) evicting: Vec<Evicting>,
@@ -157,16 +165,23 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         scrub_interval: config.store.scrub_interval,
         origins: config.origins.iter().map(|origin| (origin.name.clone(), origin.connections_max)).collect(),
         models: config.store.models.clone(),
+        vram: config.vram,
         seed: clock.wall().0,
         executor: Executor::default(),
     };
     let policy = config.plan.policy.build(config.plan.costs);
     let state = State::new(state_config, &inventory, policy, clock.now(), clock.wall());
+    let movers =
+        Movers::start().map_err(|error| Fault::Store { detail: format!("no threads for moving bytes: {error}") })?;
     let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
     let (done, reports) = mpsc::channel(DONE_MAX);
     let pool = Arc::new(BlockPool::new(config.fetch.bytes_in_flight_max));
     let lines = lines(&config, &origins, &pool, &clock, &done);
-    let scribe = Scribe::start(store.clone());
+    let noted = done.clone();
+    let scribe = Scribe::start(store.clone(), move |number| {
+        // A loop that has ended waits for nothing.
+        let _ = noted.blocking_send(Done::Noted(number));
+    });
     let mut engine = Engine {
         state,
         scribe,
@@ -177,6 +192,9 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         done,
         callers: Callers::default(),
         ram: Ram::new(config.ram.clone()),
+        forecast: Forecast::new(),
+        movers,
+        hints: Hints::default(),
         chronicle: Chronicle::new(inventory.events, inventory.next_seq, NOTES_MAX as u64, events_max),
         open: HashMap::new(),
         running: HashMap::new(),
@@ -210,8 +228,9 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
     let bytes = inventory.blobs.iter().map(|blob| blob.bytes).sum();
     engine.record(What::Started { blobs: inventory.blobs.len() as u64, bytes });
     engine.refresh(None, None);
+    let outlook = engine.forecast.subscribe();
     tokio::spawn(engine.run(inbox, reports));
-    Ok(EngineHandle::new(commands))
+    Ok(EngineHandle::new(commands, outlook))
 }
 
 fn lines(
@@ -255,6 +274,8 @@ impl Engine {
                 break;
             }
         }
+        // Who reports from here on finds nobody, and does not wait for a place.
+        drop(reports);
         self.close().await;
     }
 
@@ -266,9 +287,10 @@ impl Engine {
         let beat = self.is_busy().then(|| now.after(BEAT));
         let trim = (!self.trimmed).then(|| self.idle_since.after(TRIM_AFTER));
         let gauges = self.stale.then(|| self.gauged.after(GAUGES_INTERVAL));
+        let outlook = self.publish_outlook();
         self.wake = self.state.next_wake().unwrap_or(Tick(u64::MAX));
         let state = Some(self.wake.max(now.after(Duration::from_millis(1))));
-        [Some(refresh), Some(space), beat, gauges, trim, state].into_iter().flatten().min().unwrap_or(refresh)
+        [Some(refresh), Some(space), beat, gauges, trim, outlook, state].into_iter().flatten().min().unwrap_or(refresh)
     }
 
     /// Whether something happens that is measured or told as it goes.
@@ -279,12 +301,23 @@ impl Engine {
     /// Applies an event and starts the work that it calls for.
     pub(crate) fn apply(&mut self, event: Event) {
         self.stale = true;
+        self.forecast.moved = true;
+        self.forecast.reshaped |= event.reshapes();
         self.count_event(&event);
         let effects = self.state.apply(event, self.clock.now(), self.clock.wall());
-        self.act(effects);
+        // Before anybody is told: who then asks how soon something could be ready must be answered by what is.
+        if self.forecast.reshaped {
+            self.publish_outlook();
+        }
+        for effect in effects {
+            self.start(effect);
+        }
     }
 
+    /// Starts the work that an order called for.
     pub(crate) fn act(&mut self, effects: Vec<Effect>) {
+        self.forecast.reshaped = true;
+        self.publish_outlook();
         for effect in effects {
             self.start(effect);
         }
@@ -294,6 +327,7 @@ impl Engine {
     fn beat(&mut self) {
         let now = self.clock.now();
         for id in self.callers.left() {
+            self.came_to_nothing(id);
             self.apply(Event::Leave(id));
         }
         if self.wake <= now {
@@ -345,6 +379,7 @@ impl Engine {
         tracing::info!(requests = self.running.len(), files = self.open.len(), "draining");
         self.draining = Some(reply);
         self.halt.store(true, Ordering::Relaxed);
+        self.noted(u64::MAX);
         let effects = self.state.drain(self.clock.now());
         self.act(effects);
         for running in self.running.values() {

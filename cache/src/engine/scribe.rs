@@ -25,6 +25,8 @@ pub(crate) enum Note {
     EndLease(LeaseId),
     Occurrence(Occurrence),
     State(String, Vec<u8>),
+    /// Tell this number: all that was noted before is on the disk, or could not be written.
+    Mark(u64),
 }
 
 /// Speaks to the scribe's thread.
@@ -35,10 +37,10 @@ pub(crate) struct Scribe {
 }
 
 impl Scribe {
-    /// Starts the thread.
-    pub(crate) fn start(store: Arc<Store>) -> Self {
+    /// Starts the thread. `passed` is called on it with the number of each [`Note::Mark`].
+    pub(crate) fn start(store: Arc<Store>, passed: impl Fn(u64) + Send + 'static) -> Self {
         let (notes, inbox) = sync_channel(NOTES_MAX);
-        let thread = std::thread::spawn(move || write(&store, &inbox));
+        let thread = std::thread::spawn(move || write(&store, &inbox, &passed));
         Self { notes, thread }
     }
 
@@ -54,6 +56,11 @@ impl Scribe {
         }
     }
 
+    /// Asks to be told `number` once all earlier notes are on the disk. False if it will never be told: the disk hangs.
+    pub(crate) fn mark(&self, number: u64) -> bool {
+        self.notes.try_send(Note::Mark(number)).is_ok()
+    }
+
     /// Writes everything that waits, and ends.
     pub(crate) fn finish(self) {
         drop(self.notes);
@@ -63,7 +70,7 @@ impl Scribe {
     }
 }
 
-fn write(store: &Store, inbox: &Receiver<Note>) {
+fn write(store: &Store, inbox: &Receiver<Note>, passed: &dyn Fn(u64)) {
     let mut uses: BTreeMap<BlobId, Wall> = BTreeMap::new();
     loop {
         let wait = if uses.is_empty() { Duration::from_secs(3600) } else { USES_INTERVAL };
@@ -76,6 +83,10 @@ fn write(store: &Store, inbox: &Receiver<Note>) {
             Ok(Note::EndLease(lease)) => store.end_lease(lease),
             Ok(Note::Occurrence(occurrence)) => store.record(&occurrence),
             Ok(Note::State(name, bytes)) => store.put_state(&name, &bytes),
+            Ok(Note::Mark(number)) => {
+                passed(number);
+                continue;
+            }
             Err(RecvTimeoutError::Timeout) => flush(store, &mut uses),
             Err(RecvTimeoutError::Disconnected) => {
                 if let Err(error) = flush(store, &mut uses) {

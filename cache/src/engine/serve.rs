@@ -79,6 +79,9 @@ impl Engine {
             Command::Models { filter, after, max, reply } => {
                 let _ = reply.send(self.state.models(&filter, after.as_ref(), max));
             }
+            Command::Known(reply) => {
+                let _ = reply.send(self.state.known());
+            }
             Command::Model(model, reply) => {
                 let _ = reply.send(self.state.model(&model));
             }
@@ -95,6 +98,7 @@ impl Engine {
             Command::Verify { models, reply } => {
                 let _ = reply.send(self.verify(models));
             }
+            Command::Hint(hint) => self.hint(hint),
             Command::Shutdown(reply) => self.drain(reply),
         }
     }
@@ -149,6 +153,8 @@ impl Engine {
             }
             Done::Held(blob, result) => self.held(blob, result),
             Done::Pressed(look) => self.pressed(&look),
+            Done::Noted(number) => self.noted(number),
+            Done::Hinted(looked) => self.hinted(looked),
             Done::UnreserveImport(bytes) => self.state.unreserve_import(bytes),
         }
     }
@@ -191,6 +197,7 @@ impl Engine {
             self.measure_ram();
         }
         let stream = self.callers.add(id, request.progress_interval, self.clock.now());
+        self.foretell(id, &request);
         self.apply(Event::Ensure { id, request });
         stream
     }
@@ -310,15 +317,18 @@ impl Engine {
 
     fn node(&self) -> NodeView {
         let (flights, ensures, leases, models_known) = self.state.counts();
+        let now = self.clock.now();
+        let tiers = [self.state.vram(now), Some(self.ram_view()), Some(self.state.disk(self.store.mode()))];
         NodeView {
             uptime: Duration::from_micros(self.clock.now().0),
-            tiers: vec![self.ram_view(), self.state.disk(self.store.mode())],
+            tiers: tiers.into_iter().flatten().collect(),
             origins: self.origins.iter().map(|origin| self.origin(origin)).collect(),
             flights,
             ensures,
             leases,
             models_known,
             models_path: self.models_path.clone(),
+            workers: self.state.workers(now),
         }
     }
 

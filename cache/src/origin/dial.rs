@@ -17,12 +17,14 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tower::Service;
 
+use super::inner::{Inner, Lookup, is_inner, literal};
+
 /// How long a silent connection stays before the system asks the peer whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// The TLS connector, made when the first `https` address is dialled: reading the system's roots costs a few
-/// milliseconds and a megabyte, which a node whose origin is on its own network need not pay.
-static TLS: OnceLock<HttpsConnector<HttpConnector>> = OnceLock::new();
+/// milliseconds and a megabyte, which a node whose origin is on its own network need not pay. The second one is guarded.
+static TLS: [OnceLock<HttpsConnector<HttpConnector<Lookup>>>; 2] = [OnceLock::new(), OnceLock::new()];
 
 /// Any error, as the HTTP client wants it.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -30,22 +32,23 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Dials one address. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Dial {
-    tcp: HttpConnector,
+    tcp: HttpConnector<Lookup>,
+    guarded: bool,
     limit: Duration,
     open: Arc<AtomicU32>,
 }
 
 impl Dial {
     /// A dialler that gives up after `limit`, handshakes included, and keeps the number of its open connections in
-    /// `open`.
-    pub(crate) fn new(limit: Duration, open: Arc<AtomicU32>) -> Self {
-        Self { tcp: tcp(), limit, open }
+    /// `open`. Guarded, it dials no address that is this node or its own link: for where redirects lead.
+    pub(crate) fn new(limit: Duration, open: Arc<AtomicU32>, guarded: bool) -> Self {
+        Self { tcp: tcp(guarded), guarded, limit, open }
     }
 }
 
 /// The TCP connector that both kinds of address use.
-fn tcp() -> HttpConnector {
-    let mut tcp = HttpConnector::new();
+fn tcp(guarded: bool) -> HttpConnector<Lookup> {
+    let mut tcp = HttpConnector::new_with_resolver(Lookup { guarded });
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(KEEPALIVE));
@@ -53,7 +56,7 @@ fn tcp() -> HttpConnector {
 }
 
 /// The TLS connector: the system's roots, or Mozilla's where the system has none (a bare container).
-fn tls() -> HttpsConnector<HttpConnector> {
+fn tls(guarded: bool) -> HttpsConnector<HttpConnector<Lookup>> {
     let ring = rustls::crypto::ring::default_provider;
     let builder = match HttpsConnectorBuilder::new().with_provider_and_native_roots(ring()) {
         Ok(builder) => builder,
@@ -64,7 +67,7 @@ fn tls() -> HttpsConnector<HttpConnector> {
                 .expect("ring speaks the default TLS versions")
         }
     };
-    builder.https_only().enable_http1().wrap_connector(tcp())
+    builder.https_only().enable_http1().wrap_connector(tcp(guarded))
 }
 
 impl Service<Uri> for Dial {
@@ -77,13 +80,19 @@ impl Service<Uri> for Dial {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let Self { mut tcp, limit, open } = self.clone();
+        let Self { mut tcp, guarded, limit, open } = self.clone();
         let dial = async move {
+            // An address that is written as one is never looked up.
+            if let Some(address) = uri.host().and_then(literal).filter(|address| guarded && is_inner(*address)) {
+                return Err(BoxError::from(Inner(address)));
+            }
             if uri.scheme() != Some(&http::uri::Scheme::HTTPS) {
                 return Ok::<_, BoxError>(MaybeHttpsStream::Http(tcp.call(uri).await?));
             }
             // The roots are files: not on a thread that others wait for.
-            let mut tls = tokio::task::spawn_blocking(|| TLS.get_or_init(tls).clone()).await?;
+            let mut tls =
+                tokio::task::spawn_blocking(move || TLS[usize::from(guarded)].get_or_init(|| tls(guarded)).clone())
+                    .await?;
             tls.call(uri).await
         };
         Box::pin(async move {

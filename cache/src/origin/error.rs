@@ -294,6 +294,11 @@ pub(crate) fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::erro
         if let Some(found) = error.downcast_ref::<E>() {
             return Some(found);
         }
+        // An io::Error hands on its content's source, not the content.
+        let content = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if let Some(found) = content.and_then(|content| content.downcast_ref::<E>()) {
+            return Some(found);
+        }
         next = error.source();
     }
     None

@@ -29,6 +29,7 @@ mod date;
 mod dial;
 mod error;
 mod folder;
+mod inner;
 mod listing;
 mod pulse;
 pub mod push;

@@ -22,9 +22,10 @@ use super::answer;
 use super::body::Body;
 use super::dial::Dial;
 use super::error::{OriginError, find, innermost};
+use super::inner::{Inner, is_inner_host};
 use super::pulse::Pulse;
 use crate::clock::Clock;
-use crate::config::OriginConfig;
+use crate::config::{OriginConfig, OriginKind};
 
 /// Largest read from a socket, and so the largest chunk. hyper starts at 8 KiB and grows a connection's buffer to this,
 /// so idle and small answers stay small. Measured over loopback with 16 connections: 64 KiB costs up to half as much
@@ -45,6 +46,8 @@ const UPLOAD_BYTES_PER_SECOND_MIN: u64 = 128 << 10;
 #[derive(Debug, Clone)]
 pub(crate) struct Wire {
     client: Client<Dial, HttpRequestBody>,
+    /// For where redirects lead; the same as above if the origin itself is on this node.
+    elsewhere: Client<Dial, HttpRequestBody>,
     connect_timeout: Duration,
     request_timeout: Duration,
     /// Longest silence inside a body.
@@ -56,15 +59,20 @@ pub(crate) struct Wire {
 impl Wire {
     /// A client with an origin's limits. Opens no connection.
     pub(crate) fn new(config: &OriginConfig, pulse: Arc<Pulse>) -> Self {
-        let dial = Dial::new(config.connect_timeout, Arc::clone(&pulse.open));
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            .pool_max_idle_per_host(config.connections_max as usize)
-            .http1_max_buf_size(READ_BYTES_MAX)
-            .build(dial);
+        let build = |guarded| {
+            let dial = Dial::new(config.connect_timeout, Arc::clone(&pulse.open), guarded);
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE)
+                .pool_max_idle_per_host(config.connections_max as usize)
+                .http1_max_buf_size(READ_BYTES_MAX)
+                .build(dial)
+        };
+        let client = build(false);
+        let elsewhere = if is_on_this_node(config) { client.clone() } else { build(true) };
         Self {
             client,
+            elsewhere,
             connect_timeout: config.connect_timeout,
             request_timeout: config.request_timeout,
             stall: config.stall_timeout,
@@ -93,8 +101,9 @@ impl Wire {
         request
             .headers_mut()
             .insert(USER_AGENT, HeaderValue::from_static(concat!("tierd/", env!("CARGO_PKG_VERSION"))));
+        let mut client = &self.client;
         for _ in 0..=REDIRECTS_MAX {
-            let answer = self.send(request.clone(), path).await?;
+            let answer = self.send(client, request.clone(), path).await?;
             let status = answer.status();
             if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE {
                 return Ok(answer);
@@ -110,6 +119,7 @@ impl Wire {
             let to: Uri = redirect(request.uri(), location.as_bytes()).map_err(bad)?;
             if !same_server(request.uri(), &to) {
                 request.headers_mut().remove(AUTHORIZATION);
+                client = &self.elsewhere;
             }
             *request.uri_mut() = to;
         }
@@ -117,11 +127,16 @@ impl Wire {
     }
 
     /// One request, one answer, whatever its status.
-    async fn send(&self, request: HttpRequest, path: &str) -> Result<Response<Incoming>, OriginError> {
+    async fn send(
+        &self,
+        client: &Client<Dial, HttpRequestBody>,
+        request: HttpRequest,
+        path: &str,
+    ) -> Result<Response<Incoming>, OriginError> {
         self.pulse.request();
         let upload = request.body().content_length() as u64 / UPLOAD_BYTES_PER_SECOND_MIN;
         let limit = self.request_timeout + Duration::from_secs(upload);
-        match tokio::time::timeout(limit, self.client.request(request)).await {
+        match tokio::time::timeout(limit, client.request(request)).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.unsent(&error, path)),
             Err(_) => {
@@ -135,6 +150,9 @@ impl Wire {
         let path = path.to_owned();
         if !error.is_connect() {
             return OriginError::Reset { path, detail: innermost(error) };
+        }
+        if let Some(inner) = find::<Inner>(error) {
+            return OriginError::BadAnswer { path, detail: inner.to_string() };
         }
         let timed_out = find::<std::io::Error>(error).is_some_and(|io| io.kind() == std::io::ErrorKind::TimedOut);
         if timed_out {
@@ -158,6 +176,17 @@ impl Wire {
         let body = Body::collect(body, &path, REPLY_BYTES_MAX, self.stall).await?;
         Ok(Response::from_parts(head, HttpResponseBody::from(body)))
     }
+}
+
+/// Whether an origin's configured address is this node itself.
+fn is_on_this_node(config: &OriginConfig) -> bool {
+    let address = match &config.kind {
+        OriginKind::S3 { endpoint, .. } => endpoint.as_deref(),
+        OriginKind::Http { url, .. } => Some(url.as_str()),
+        OriginKind::Folder { .. } => None,
+    };
+    let uri = address.and_then(|address| address.parse::<Uri>().ok());
+    uri.as_ref().and_then(Uri::host).is_some_and(is_inner_host)
 }
 
 /// A request without a body.

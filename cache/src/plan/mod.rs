@@ -8,10 +8,14 @@
 //! | `value` | the default: seconds saved a byte, both tiers weighed together |
 //! | `connections` | how many connections an origin gets |
 
+pub mod calibration;
 pub mod connections;
 pub mod fifo;
 pub mod lists;
 pub mod lru;
+pub mod rank;
+pub mod rates;
+pub mod readiness;
 pub mod s3fifo;
 pub mod value;
 
@@ -40,7 +44,7 @@ pub trait EvictionPolicy: Send + std::fmt::Debug {
     fn victims(&self, bytes: u64, evictable: &dyn Fn(BlobId) -> Option<u64>, now: Tick) -> Vec<BlobId>;
 }
 
-/// Chooses for RAM and the disk together. `tier` is never [`Tier::Origin`].
+/// Chooses for RAM and the disk together. `tier` is one of these two.
 pub trait Policy: Send + std::fmt::Debug {
     /// The policy's name, as the configuration and the events have it.
     fn name(&self) -> &'static str;
@@ -142,6 +146,7 @@ impl Costs {
         let bytes = bytes as f64;
         let origin = self.origin_first_byte + bytes * self.origin_byte;
         match tier {
+            Tier::Vram => origin,
             Tier::Ram => origin - bytes * self.ram_byte,
             Tier::Nvme => origin - bytes * self.disk_byte,
             Tier::Origin => 0.0,

@@ -79,6 +79,8 @@ impl Node<'_> {
             | Effect::NoteUse(_)
             | Effect::PutLease(_)
             | Effect::EndLease(_)
+            | Effect::CountUse { .. }
+            | Effect::Advise(_)
             | Effect::Record(_) => None,
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::catalog::{Catalog, Entry, Source, Validator};
 use crate::clock::{Tick, Wall};
-use crate::config::{FetchConfig, LimitsConfig};
+use crate::config::{FetchConfig, LimitsConfig, VramConfig};
 use crate::engine::event::{Effect, Event, Fetch, RequestId};
 use crate::engine::state::{Executor, State, StateConfig};
 use crate::engine::view::{EnsureRequest, Priority, Tier};
@@ -101,7 +101,8 @@ fn slot(tier: Tier) -> usize {
     match tier {
         Tier::Origin => 0,
         Tier::Nvme => 1,
-        Tier::Ram => 2,
+        // Nobody holds VRAM here.
+        Tier::Ram | Tier::Vram => 2,
     }
 }
 
@@ -119,6 +120,7 @@ fn state(trace: &Trace, setup: &Setup) -> State {
         origins: vec![(OriginName::new(ORIGIN), AT_ONCE_MAX)],
         scrub_interval: None,
         models: "/models".into(),
+        vram: VramConfig::default(),
         seed: 0,
         executor: executor(setup.node),
     };

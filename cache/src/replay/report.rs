@@ -61,6 +61,7 @@ impl Step {
 #[must_use]
 pub fn tier_name(tier: Tier) -> &'static str {
     match tier {
+        Tier::Vram => "vram",
         Tier::Ram => "ram",
         Tier::Nvme => "disk",
         Tier::Origin => "origin",
@@ -195,7 +196,12 @@ impl Tally {
 
     pub(super) fn found(&mut self, row: usize, tier: Tier, bytes: u64) {
         if row >= self.warm_up {
-            let slot = &mut self.found[tier as usize];
+            let slot = match tier {
+                Tier::Vram | Tier::Ram => 0,
+                Tier::Nvme => 1,
+                Tier::Origin => 2,
+            };
+            let slot = &mut self.found[slot];
             slot.0 += 1;
             slot.1 += bytes;
         }

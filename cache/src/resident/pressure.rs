@@ -15,9 +15,7 @@ use rustix::io::Errno;
 
 use super::budget::Cgroup;
 use super::limits::{self, Limits};
-
-/// How often memory is looked at when nothing stalls: at 2 GB/s, 500 MB are taken between two looks. A look costs some 50 us.
-pub const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+use super::relief::LOOK_INTERVAL_MAX;
 
 /// The triggers that are tried, best first: microseconds of stall, in a window of microseconds. A window that is not a multiple
 /// of 2 s needs `CAP_SYS_RESOURCE`.
@@ -39,6 +37,15 @@ pub enum Source {
 }
 
 impl Source {
+    /// For how long the kernel may tell of a stall whose cause is gone; 0 where it tells of none.
+    #[must_use]
+    pub fn window(&self) -> Duration {
+        match self {
+            Self::Psi { window } => *window,
+            Self::Polling { .. } => Duration::ZERO,
+        }
+    }
+
     /// The word for status and metrics: `psi` or `polling`.
     #[must_use]
     pub fn word(&self) -> &'static str {
@@ -71,6 +78,8 @@ pub struct Pressure {
     pub available: u64,
     /// The tightest cgroup above this process, if one limits memory.
     pub cgroup: Option<Cgroup>,
+    /// Bytes that the tier had locked just before this look. Not after: what is unlocked meanwhile would count as missing twice.
+    pub locked: u64,
 }
 
 /// A thread that watches, until it is dropped.
@@ -82,23 +91,30 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts to watch. `report` is called on the watching thread after each look: every `interval`, and at once when
-    /// something stalls. It must not block.
+    /// Starts to watch. `report` is called on the watching thread after each look, and says when the next one is due; it comes
+    /// sooner if something stalls. `locked` tells what the tier has locked. Neither must block.
     ///
     /// # Errors
     ///
     /// If the thread cannot be started.
-    pub fn start(interval: Duration, report: impl Fn(Pressure) + Send + 'static) -> io::Result<Self> {
-        Self::below(PathBuf::from("/"), interval, report)
+    pub fn start(
+        locked: impl Fn() -> u64 + Send + 'static,
+        report: impl Fn(Pressure) -> Duration + Send + 'static,
+    ) -> io::Result<Self> {
+        Self::below(PathBuf::from("/"), locked, report)
     }
 
-    fn below(root: PathBuf, interval: Duration, report: impl Fn(Pressure) + Send + 'static) -> io::Result<Self> {
+    fn below(
+        root: PathBuf,
+        locked: impl Fn() -> u64 + Send + 'static,
+        report: impl Fn(Pressure) -> Duration + Send + 'static,
+    ) -> io::Result<Self> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let stopped = stop.try_clone()?;
         let (source, triggers) = triggers(&root);
-        let mut eyes = Eyes { root, triggers, source: source.clone(), interval, stop: stopped };
+        let mut eyes = Eyes { root, triggers, source: source.clone(), interval: Duration::ZERO, stop: stopped };
         let thread = std::thread::Builder::new().name("pressure".to_owned());
-        let thread = thread.spawn(move || eyes.watch(&report))?;
+        let thread = thread.spawn(move || eyes.watch(&locked, &report))?;
         Ok(Self { stop, thread: Some(thread), source })
     }
 
@@ -130,12 +146,13 @@ struct Eyes {
     root: PathBuf,
     triggers: Vec<Trigger>,
     source: Source,
+    /// Until the next look; the first is at once.
     interval: Duration,
     stop: OwnedFd,
 }
 
 impl Eyes {
-    fn watch(&mut self, report: &dyn Fn(Pressure)) {
+    fn watch(&mut self, locked: &dyn Fn() -> u64, report: &dyn Fn(Pressure) -> Duration) {
         loop {
             let level = match self.wait() {
                 Ok(Some(level)) => level,
@@ -145,12 +162,17 @@ impl Eyes {
                     return;
                 }
             };
+            let locked = locked();
             match limits::read_limits_below(&self.root) {
                 Ok(Limits { available, cgroup, .. }) => {
                     let cgroup = cgroup.map(|(_, group)| group);
-                    report(Pressure { source: self.source.clone(), level, available, cgroup });
+                    let look = Pressure { source: self.source.clone(), level, available, cgroup, locked };
+                    self.interval = report(look);
                 }
-                Err(error) => tracing::debug!(%error, "memory could not be looked at"),
+                Err(error) => {
+                    tracing::debug!(%error, "memory could not be looked at");
+                    self.interval = LOOK_INTERVAL_MAX;
+                }
             }
         }
     }
@@ -237,17 +259,52 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(20);
 
+    /// Looks every millisecond, and tells of each.
+    fn report(tell: mpsc::Sender<Pressure>) -> impl Fn(Pressure) -> Duration {
+        move |look| {
+            // Nobody listens once the test has seen enough.
+            let _ = tell.send(look);
+            Duration::from_millis(1)
+        }
+    }
+
     #[test]
     fn a_watch_reports_and_stops_when_dropped() {
         let (tell, told) = mpsc::channel();
-        let watch = Watch::start(Duration::from_millis(1), move |look| drop(tell.send(look))).expect("starts");
+        let watch = Watch::start(|| 7, report(tell)).expect("starts");
         let look = told.recv_timeout(LONG).expect("a look");
         println!("{:?}", watch.source());
         assert_eq!(&look.source, watch.source());
-        assert!(look.available > 0);
+        assert!(look.available > 0 && look.locked == 7);
         drop(watch);
         // The sender lived on the thread: it is gone, so the list ends.
         assert!(told.iter().count() < 1_000_000);
+    }
+
+    #[test]
+    fn the_limit_of_a_v2_cgroup_is_part_of_each_look() {
+        let root = tempfile::tempdir().expect("a folder");
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().expect("below the root")).expect("makes folders");
+            std::fs::write(path, text).expect("writes");
+        };
+        write("proc/meminfo", "MemTotal: 2097152 kB\nMemAvailable: 1048576 kB\n");
+        write("proc/self/cgroup", "0::/kubepods/pod1\n");
+        write("sys/fs/cgroup/cgroup.controllers", "cpu memory\n");
+        write("sys/fs/cgroup/kubepods/pod1/memory.max", "1073741824\n");
+        write("sys/fs/cgroup/kubepods/pod1/memory.high", "max\n");
+        write("sys/fs/cgroup/kubepods/pod1/memory.stat", "inactive_file 1048576\nactive_file 0\nunevictable 4096\n");
+        write("sys/fs/cgroup/kubepods/pod1/memory.current", "2097152\n");
+        let (tell, told) = mpsc::channel();
+        let watch = Watch::below(root.path().to_owned(), || 0, report(tell)).expect("starts");
+        let cgroup = |used| Some(Cgroup { limit: GIB, used, reclaimable: 1 << 20 });
+        assert_eq!(told.recv_timeout(LONG).expect("a look").cgroup, cgroup(2 << 20));
+        // Somebody takes memory: a look soon tells. One may meet the file between two writes.
+        write("sys/fs/cgroup/kubepods/pod1/memory.current", "1072693248\n");
+        let seen = std::iter::from_fn(|| told.recv_timeout(LONG).ok()).any(|look| look.cgroup == cgroup(1023 << 20));
+        assert!(seen, "no look tells");
+        drop(watch);
     }
 
     #[test]
@@ -257,8 +314,7 @@ mod tests {
         let meminfo = "MemTotal: 2097152 kB\nMemAvailable: 1048576 kB\n";
         std::fs::write(root.path().join("proc/meminfo"), meminfo).expect("writes");
         let (tell, told) = mpsc::channel();
-        let report = move |look| drop(tell.send(look));
-        let watch = Watch::below(root.path().to_owned(), Duration::from_millis(1), report).expect("starts");
+        let watch = Watch::below(root.path().to_owned(), || 0, report(tell)).expect("starts");
         let Source::Polling { why } = watch.source() else { panic!("{watch:?}") };
         assert!(why.contains("proc/pressure/memory") && why.contains("psi=1"), "{why}");
         let look = told.recv_timeout(LONG).expect("a look");

@@ -42,6 +42,7 @@ mod crash;
 mod depart;
 mod disk;
 mod error;
+mod find;
 mod heal;
 mod import;
 mod index;
@@ -76,6 +77,7 @@ pub use self::block::{BLOCK_BYTES, Block, BlockPool};
 pub use self::check::Inspection;
 pub use self::commit::Commit;
 pub use self::error::StoreError;
+pub use self::find::FoundFile;
 pub use self::import::Found;
 pub use self::partial::Partial;
 

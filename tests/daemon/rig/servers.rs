@@ -215,3 +215,53 @@ pub(crate) async fn rclone(test: &str, root: &Path) -> Option<Server> {
     server.until_answers("/", |status| status != 0).await;
     Some(server)
 }
+
+/// A NATS server with JetStream, which can be killed and started again on its port.
+#[derive(Debug)]
+pub(crate) struct Nats {
+    program: PathBuf,
+    dir: TempDir,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Nats {
+    /// Its address.
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Kills it.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Kills it if it runs, and starts it again.
+    pub(crate) async fn restart(&mut self) {
+        self.kill();
+        let log = std::fs::File::create(self.dir.path().join("log")).expect("its folder can be written");
+        let mut command = Command::new(&self.program);
+        command.args(["-a", "127.0.0.1", "-p", &self.port.to_string(), "-js", "-sd"]).arg(self.dir.path().join("js"));
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file can be duplicated")).stderr(log);
+        self.child = Some(command.spawn().expect("the server can be started"));
+        until("NATS answers", 30, || async { async_nats::connect(self.url()).await.ok().map(drop) }).await;
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Starts NATS. Skips the test if it is not installed.
+pub(crate) async fn nats(test: &str) -> Option<Nats> {
+    let program = tool(test, "nats-server")?;
+    let dir = TempDir::with_prefix("tierd-nats-").expect("the system's temporary folder can be written");
+    let mut server = Nats { program, dir, port: free_port(), child: None };
+    server.restart().await;
+    Some(server)
+}

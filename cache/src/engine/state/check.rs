@@ -48,6 +48,11 @@ impl State {
         let (used, reserved) = (ram(&[Stage::Locked, Stage::Unlocking]), ram(&[Stage::Locking]) + landing);
         let books = (self.memory.budget.used(), self.memory.budget.reserved());
         claim(books == (used, reserved), &|| format!("RAM books {books:?}, held {used} and {reserved}"));
+        let (over, leaving) = (self.memory.budget.over(), ram(&[Stage::Unlocking]));
+        let rest = self.demotable() - leaving;
+        claim(over <= leaving || rest == 0, &|| {
+            format!("{over} bytes over the RAM limit, {leaving} leave, {rest} stay")
+        });
         for (id, held) in &self.memory.held {
             let gone = |fate| matches!(fate, Fate::Removing | Fate::Withdrawing);
             let stored = self.blobs.get(id).is_some_and(|blob| !gone(blob.fate));
@@ -59,6 +64,7 @@ impl State {
             let running = self.requests.values().filter(|request| request.source.origin == lane.origin).count() as u32;
             claim(lane.running == running, &|| format!("{} counts {} of {running}", lane.origin, lane.running));
         }
+        wrong.extend(self.vram.ledger.check());
         wrong
     }
 }

@@ -1,4 +1,7 @@
 //! What leaves RAM first, and what may not: callers of today, hard leases, soft ones.
+//!
+//! A model that is whole in VRAM goes before all others: its worker has a copy of its own, so its pages are read only if it is
+//! unloaded and loaded again. Where the worker streams weights from the file (`--fast-disk`) the pages are its copy, and count like any.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -78,8 +81,8 @@ impl State {
         held.filter(|(blob, held)| held.stage == Stage::Unlocking || may_go(blob)).map(|(_, held)| held.bytes).sum()
     }
 
-    /// Starts to give back at least `bytes`, the coldest first. Returns what will come back.
-    pub(super) fn demote_coldest(&mut self, bytes: u64, reason: &DemoteReason, now: Tick) -> u64 {
+    /// What would go so that at least `bytes` come back, the coldest first.
+    pub(super) fn ram_victims(&self, bytes: u64, now: Tick) -> Vec<BlobId> {
         let wanted: BTreeSet<BlobId> = self
             .ensures
             .values()
@@ -88,22 +91,36 @@ impl State {
             .collect();
         let leased = self.leased_in_ram();
         let held = &self.memory.held;
-        let evictable = |blob: BlobId, holds: &[RamHold]| {
+        let evictable = |blob: BlobId, only: RamHold| {
             let held = held.get(&blob).filter(|held| held.stage != Stage::Unlocking)?;
             let hold = leased.get(&blob).copied().unwrap_or_default();
-            (!wanted.contains(&blob) && holds.contains(&hold)).then_some(held.bytes)
+            (!wanted.contains(&blob) && hold == only).then_some(held.bytes)
         };
         let size = |victims: &[BlobId]| -> u64 {
             victims.iter().filter_map(|blob| held.get(blob)).map(|held| held.bytes).sum()
         };
-        let mut victims = self.plan.victims(Tier::Ram, bytes, &|blob| evictable(blob, &[RamHold::None]), now);
-        let short = bytes.saturating_sub(size(&victims));
-        if short > 0 {
-            // What a soft lease holds goes last.
-            victims.extend(self.plan.victims(Tier::Ram, short, &|blob| evictable(blob, &[RamHold::Soft]), now));
+        // What has a copy in VRAM goes first, what a soft lease holds last.
+        let mut victims: Vec<BlobId> = Vec::new();
+        for (copied, hold) in [(true, RamHold::None), (false, RamHold::None), (false, RamHold::Soft)] {
+            let short = bytes.saturating_sub(size(&victims));
+            if short == 0 {
+                break;
+            }
+            let chosen: BTreeSet<BlobId> = victims.iter().copied().collect();
+            let is_next = |blob: BlobId| {
+                let fits = !chosen.contains(&blob) && (!copied || self.vram.ledger.is_copied(blob));
+                evictable(blob, hold).filter(|_| fits)
+            };
+            let more = self.plan.victims(Tier::Ram, short, &is_next, now);
+            victims.extend(more);
         }
+        victims
+    }
+
+    /// Starts to give back at least `bytes`, the coldest first. Returns what will come back.
+    pub(super) fn demote_coldest(&mut self, bytes: u64, reason: &DemoteReason, now: Tick) -> u64 {
         let mut found = 0;
-        for blob in victims {
+        for blob in self.ram_victims(bytes, now) {
             found += self.memory.held.get(&blob).map_or(0, |held| held.bytes);
             self.start_unlock(blob, reason.clone());
         }

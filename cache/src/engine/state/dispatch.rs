@@ -1,6 +1,7 @@
 //! Which piece is fetched next, from where: demand before prefetch, within the connections that each origin gets.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::catalog::Source;
@@ -21,6 +22,11 @@ pub(crate) struct Request {
     pub(crate) left: BTreeSet<u32>,
     pub(crate) priority: Priority,
     pub(crate) aborting: bool,
+    pub(crate) started: Tick,
+    /// Bytes that it was asked for.
+    pub(crate) bytes: u64,
+    /// Requests to its origin when it started, itself included.
+    pub(crate) beside: u32,
 }
 
 impl State {
@@ -71,7 +77,7 @@ impl State {
                 return;
             }
             let pieces: BTreeSet<u32> = if whole { flight.pending.clone() } else { BTreeSet::from([first]) };
-            self.start_request(id, lane, source, pieces, whole);
+            self.start_request(id, (lane, source), pieces, whole, now);
         }
     }
 
@@ -92,7 +98,14 @@ impl State {
         None
     }
 
-    fn start_request(&mut self, id: FlightId, lane: usize, source: Source, pieces: BTreeSet<u32>, whole: bool) {
+    fn start_request(
+        &mut self,
+        id: FlightId,
+        (lane, source): (usize, Source),
+        pieces: BTreeSet<u32>,
+        whole: bool,
+        now: Tick,
+    ) {
         let Some(flight) = self.flights.get_mut(&id) else { return };
         let request = RequestId(self.next_request);
         self.next_request += 1;
@@ -107,6 +120,8 @@ impl State {
             if whole { (0, all.end) } else { (pieces.first().copied().unwrap_or(0), pieces.len() as u32) };
         let skip = if whole { all.filter(|piece| !pieces.contains(piece)).collect() } else { Vec::new() };
         let priority = flight.priority;
+        let bytes = pieces.iter().map(|piece| flight.bytes_of(*piece)).sum();
+        let beside = self.lanes[lane].running;
         self.out.push(Effect::Fetch(Fetch {
             request,
             flight: id,
@@ -117,7 +132,9 @@ impl State {
             skip,
             priority,
         }));
-        self.requests.insert(request, Request { flight: id, source, left: pieces, priority, aborting: false });
+        let started = now;
+        let asked = Request { flight: id, source, left: pieces, priority, aborting: false, started, bytes, beside };
+        self.requests.insert(request, asked);
     }
 
     /// Demand waits for connections that prefetches hold: they give them up at once. Their pieces wait for a quiet moment.
@@ -154,7 +171,12 @@ impl State {
         let Some(ended) = self.requests.remove(&request) else { return };
         let origin = ended.source.origin.clone();
         if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.origin == origin) {
+            // The middle of how many there were when it began and when it ended.
+            let beside = (ended.beside + lane.running).div_ceil(2);
             lane.running -= 1;
+            if result.is_ok() {
+                Arc::make_mut(&mut self.rates).request(&origin, beside, ended.bytes, now.since(ended.started));
+            }
         }
         let Some(flight) = self.flights.get_mut(&id) else { return };
         flight.requests.remove(&request);

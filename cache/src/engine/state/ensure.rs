@@ -90,7 +90,7 @@ impl State {
         if request.models.is_empty() {
             return Err(Fault::Invalid { field: "models", reason: "name at least one model".to_owned() });
         }
-        if request.target == Tier::Origin {
+        if matches!(request.target, Tier::Vram | Tier::Origin) {
             let reason = "models can be made ready in RAM or on the disk".to_owned();
             return Err(Fault::Invalid { field: "target", reason });
         }
@@ -120,8 +120,7 @@ impl State {
                     Fate::Removing => Step::Missing,
                 };
                 let hold = (step != Step::Missing).then_some(blob);
-                let from = if self.memory.is_locked(blob) { Tier::Ram } else { Tier::Nvme };
-                (step, from, hold)
+                (step, self.fastest(blob), hold)
             }
             None if self.catalog.get(&model).is_some() => (Step::Missing, Tier::Origin, None),
             None => {

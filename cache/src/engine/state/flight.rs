@@ -1,6 +1,7 @@
 //! Flights: one fetch of one blob, from a promise of room to a whole, named file.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::catalog::Source;
 use crate::clock::Tick;
@@ -29,6 +30,8 @@ pub(crate) struct Flight {
     pub(crate) priority: Priority,
     pub(crate) started: Tick,
     pub(crate) stage: Stage,
+    /// Since when the disk works on it.
+    pub(crate) disk_since: Tick,
     /// Whether the disk works on it: it is let go once the disk has answered.
     pub(crate) disk_busy: bool,
     /// The blob that the disk is committing for it, also if it was cancelled since.
@@ -196,6 +199,7 @@ impl State {
             priority,
             started: now,
             stage: Stage::Waiting,
+            disk_since: now,
             disk_busy: false,
             committing: None,
             has_file: false,
@@ -238,6 +242,7 @@ impl State {
                 Stage::Granted if self.disk_jobs < DISK_JOBS_MAX => {
                     flight.stage = Stage::Opening;
                     flight.disk_busy = true;
+                    flight.disk_since = now;
                     self.disk_jobs += 1;
                     self.out.push(Effect::Open { flight: id, name: flight.name, bytes: flight.layout.bytes() });
                 }
@@ -246,6 +251,7 @@ impl State {
                     flight.committing = Some(blob);
                     committing.insert(blob);
                     flight.disk_busy = true;
+                    flight.disk_since = now;
                     self.disk_jobs += 1;
                     let link = |(model, source): (&ModelKey, &Option<Source>)| StoredLink {
                         model: model.clone(),
@@ -279,6 +285,7 @@ impl State {
         }
         match pieces {
             Ok(pieces) => {
+                Arc::make_mut(&mut self.rates).open.saw(flight.layout.bytes(), now.since(flight.disk_since));
                 flight.stage = Stage::Fetching;
                 flight.forget_pieces();
                 for (piece, cv) in pieces {
@@ -369,7 +376,10 @@ impl State {
             return;
         };
         match result {
-            Ok(commit) => self.land(id, Some(blob), commit, now),
+            Ok(commit) => {
+                Arc::make_mut(&mut self.rates).commit.saw(flight.layout.bytes(), now.since(flight.disk_since));
+                self.land(id, Some(blob), commit, now);
+            }
             Err(CommitFault::Corrupt { expected, actual }) => self.corrupt(id, expected, actual, now),
             Err(CommitFault::Local(fault)) => self.end_flight(id, &fault, Keep::Pieces, now),
         }
@@ -378,9 +388,10 @@ impl State {
     /// A flight's blob is on the disk under its names.
     fn land(&mut self, id: FlightId, blob: Option<BlobId>, commit: Commit, now: Tick) {
         let Some(mut flight) = self.flights.remove(&id) else { return };
-        self.end_landing(&mut flight);
         let cvs: Vec<Cv> = flight.cvs.iter().flatten().copied().collect();
         let blob = blob.unwrap_or_else(|| piece::root(flight.layout, &cvs));
+        let landed = flight.landing > 0;
+        self.end_landing(&mut flight);
         let bytes = flight.layout.bytes();
         if self.blobs.contains_key(&blob) {
             self.disk.unreserve(flight.reserved);
@@ -421,7 +432,9 @@ impl State {
         }
         self.place(blob, true, now);
         // What was promised a line above is still there: its pages are locked before anybody else asks.
+        self.memory.landed = landed.then_some(blob);
         self.fill_memory(now);
+        self.memory.landed = None;
         let mut view = self.flight_view(id, &flight, now);
         view.blob = Some(blob);
         view.phase = Phase::Ready;

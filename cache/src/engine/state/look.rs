@@ -2,6 +2,7 @@
 
 use crate::clock::Tick;
 use crate::engine::event::RequestId;
+use crate::engine::known::{Here, Known};
 use crate::engine::state::ensure::Step;
 use crate::engine::state::flight::Flight;
 use crate::engine::state::{Fate, State};
@@ -123,6 +124,7 @@ impl State {
             leases: leases.collect(),
             flight: flight.map(|(id, _)| *id),
             sources: entry.map(|entry| entry.sources.iter().map(source).collect()).unwrap_or_default(),
+            vram: blob.and(link).map_or(0, |link| self.vram.ledger.loaded(link.blob)),
         }
     }
 
@@ -162,17 +164,21 @@ impl State {
         page
     }
 
+    /// All names that some origin or tier knows.
+    #[must_use]
+    pub fn known(&self) -> Known {
+        let here = self.links.keys().filter_map(|model| {
+            let (_, bytes) = self.stored(model)?;
+            Some((model.clone(), Here { bytes, tier: self.tier_of(model) }))
+        });
+        Known::new(self.catalog.clone(), here.collect())
+    }
+
     fn tier_of(&self, model: &ModelKey) -> Tier {
         let link = self.links.get(model);
         let blob = link.and_then(|link| self.blobs.get(&link.blob));
         match (blob, link) {
-            (Some(blob), Some(link)) if blob.fate == Fate::Kept => {
-                if self.memory.is_locked(link.blob) {
-                    Tier::Ram
-                } else {
-                    Tier::Nvme
-                }
-            }
+            (Some(blob), Some(link)) if blob.fate == Fate::Kept => self.fastest(link.blob),
             _ => Tier::Origin,
         }
     }

@@ -3,6 +3,7 @@
 //! RAM holds copies of what is on the disk, never anything else: a blob that leaves the disk leaves RAM first.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use crate::budget::Budget;
 use crate::clock::Tick;
@@ -22,12 +23,17 @@ pub(crate) struct Memory {
     pub(crate) queue: VecDeque<BlobId>,
     /// Blobs that went because the node was short of memory: they come back when there is room, and push nobody out.
     regrow: VecDeque<BlobId>,
+    /// The set that a restart locks again, while it does, the most recently used first.
+    relocking: Vec<BlobId>,
     /// Bytes that may come back now.
     growth: u64,
+    /// The blob whose pages have just landed: to lock it costs no reading.
+    pub(super) landed: Option<BlobId>,
     /// Nothing new is promoted while the node is short of memory.
     pub(crate) paused: bool,
-    /// Whether the set that a restart locks again has changed since it was told.
+    /// Whether the set that a restart locks again is another one since it was last written down, and which that was.
     changed: bool,
+    noted: Vec<BlobId>,
 }
 
 /// One blob in RAM, or on its way there or away.
@@ -36,6 +42,8 @@ pub(crate) struct Held {
     pub(crate) bytes: u64,
     pub(crate) stage: Stage,
     since: Tick,
+    /// All bytes that were being locked when this began, its own included; `None` if its pages landed and need no reading.
+    beside: Option<u64>,
 }
 
 /// Where a blob is on its way.
@@ -57,9 +65,12 @@ impl Memory {
             held: BTreeMap::new(),
             queue: VecDeque::new(),
             regrow: VecDeque::new(),
+            relocking: Vec::new(),
             growth: 0,
+            landed: None,
             paused: false,
             changed: false,
+            noted: Vec::new(),
         }
     }
 
@@ -67,8 +78,13 @@ impl Memory {
         self.held.get(&blob).is_some_and(|held| held.stage == Stage::Locked)
     }
 
+    /// Bytes on their way in.
+    pub(crate) fn locking(&self) -> u64 {
+        self.held.values().filter(|held| held.stage == Stage::Locking).map(|held| held.bytes).sum()
+    }
+
     /// Bytes on their way out.
-    pub(super) fn leaving(&self) -> u64 {
+    pub(crate) fn leaving(&self) -> u64 {
         self.held.values().filter(|held| held.stage == Stage::Unlocking).map(|held| held.bytes).sum()
     }
 }
@@ -153,10 +169,18 @@ impl State {
         }
     }
 
-    /// Takes up the set of before a restart, in order, as far as it is still stored.
+    /// Takes up the set of before a restart, in order, as far as it is still stored and there is room: the most recently used do
+    /// not go again for the sake of others.
     pub fn relock(&mut self, blobs: &[BlobId], now: Tick) -> Vec<Effect> {
-        let stored = blobs.iter().filter(|blob| self.blobs.contains_key(blob)).copied();
-        self.memory.queue = stored.collect();
+        let mut room = self.memory.budget.free();
+        for blob in blobs {
+            let Some(bytes) = self.blobs.get(blob).map(|stored| stored.bytes).filter(|bytes| *bytes <= room) else {
+                continue;
+            };
+            room -= bytes;
+            self.memory.relocking.push(*blob);
+        }
+        self.memory.queue = self.memory.relocking.iter().copied().collect();
         self.settle(now);
         std::mem::take(&mut self.out)
     }
@@ -178,21 +202,18 @@ impl State {
 
     /// Starts to lock what is wanted, in order, as far as there is room; demotes what that takes.
     pub(super) fn fill_memory(&mut self, now: Tick) {
+        self.take_up(now);
+        if std::mem::take(&mut self.memory.changed) {
+            self.note_resident();
+        }
+    }
+
+    fn take_up(&mut self, now: Tick) {
         self.shrink_memory(now);
         if self.memory.paused {
             return;
         }
-        let mut wanted: Vec<BlobId> = Vec::new();
-        for ensure in self.ensures.values().filter(|ensure| ensure.admitted) {
-            let locking = ensure.wants.iter().filter_map(|want| match want.step {
-                Step::Locking(blob) => Some((order_of_use(want.model.folder()), blob)),
-                _ => None,
-            });
-            let mut locking: Vec<(u8, BlobId)> = locking.collect();
-            locking.sort_by_key(|(order, _)| *order);
-            wanted.extend(locking.into_iter().map(|(_, blob)| blob));
-        }
-        for blob in wanted {
+        for blob in self.wanted_now() {
             if !self.lock(blob, true, now) {
                 return;
             }
@@ -203,22 +224,28 @@ impl State {
             }
             self.memory.queue.pop_front();
         }
+        // They were taken up the last used first; the policy must remember the opposite.
+        for blob in std::mem::take(&mut self.memory.relocking).into_iter().rev() {
+            self.plan.used(Tier::Ram, blob, now);
+        }
         self.regrow(now);
     }
 
     /// Lets come back what went for want of memory, the last to go first, as far as there is room to spare.
     fn regrow(&mut self, now: Tick) {
-        while let Some(blob) = self.memory.regrow.back().copied() {
+        // What is whole in VRAM waits until it is unloaded: its worker does not read the pages.
+        while let Some(at) = self.memory.regrow.iter().rposition(|blob| !self.vram.ledger.is_copied(*blob)) {
+            let blob = self.memory.regrow[at];
             let Some(bytes) = self.blobs.get(&blob).filter(|blob| blob.fate == Fate::Kept).map(|blob| blob.bytes)
             else {
-                self.memory.regrow.pop_back();
+                self.memory.regrow.remove(at);
                 continue;
             };
             if bytes > self.memory.growth.min(self.memory.budget.free()) || self.memory.held.contains_key(&blob) {
                 return;
             }
             self.memory.growth -= bytes;
-            self.memory.regrow.pop_back();
+            self.memory.regrow.remove(at);
             self.lock(blob, false, now);
         }
     }
@@ -241,9 +268,11 @@ impl State {
             None => {}
         }
         if self.memory.budget.reserve(bytes) {
-            self.memory.held.insert(blob, Held { bytes, stage: Stage::Locking, since: now });
+            let beside = (self.memory.landed != Some(blob)).then(|| bytes + self.memory.locking());
+            self.memory.held.insert(blob, Held { bytes, stage: Stage::Locking, since: now, beside });
             self.plan.inserted(Tier::Ram, blob, bytes, now);
             self.out.push(Effect::Lock { blob, bytes });
+            self.memory.changed = true;
             return true;
         }
         let short = (bytes + self.memory.budget.over()).saturating_sub(self.memory.budget.free());
@@ -314,7 +343,7 @@ impl State {
         self.out.push(Effect::Unlock(blob));
         let models = self.blobs.get(&blob).map(|stored| stored.models.iter().cloned().collect()).unwrap_or_default();
         self.out.push(Effect::Record(What::Demoted { models, blob, bytes, reason }));
-        self.note_resident();
+        self.memory.changed = true;
     }
 
     pub(super) fn locked(&mut self, blob: BlobId, result: Result<(), Fault>, now: Tick) {
@@ -322,14 +351,18 @@ impl State {
         match result {
             Ok(()) => {
                 held.stage = Stage::Locked;
-                let (bytes, elapsed) = (held.bytes, now.since(held.since));
+                let (bytes, elapsed, beside) = (held.bytes, now.since(held.since), held.beside);
+                let rates = Arc::make_mut(&mut self.rates);
+                match beside {
+                    Some(beside) => rates.lock.saw(beside, elapsed),
+                    None => rates.settle.saw(bytes, elapsed),
+                }
                 self.memory.budget.settle(bytes);
                 self.each_want(|want| want.step == Step::Locking(blob), &Step::Ready(blob));
                 let models =
                     self.blobs.get(&blob).map(|stored| stored.models.iter().cloned().collect()).unwrap_or_default();
                 let elapsed_ms = elapsed.as_millis() as u64;
                 self.out.push(Effect::Record(What::Promoted { models, blob, bytes, elapsed_ms }));
-                self.note_resident();
             }
             Err(fault) => {
                 let bytes = held.bytes;
@@ -339,6 +372,7 @@ impl State {
                 self.passing.check(blob);
                 self.each_want(|want| want.step == Step::Locking(blob), &Step::Failed(fault));
                 self.drop_holds(blob);
+                self.memory.changed = true;
             }
         }
     }
@@ -368,11 +402,8 @@ impl State {
     pub(super) fn pressure(&mut self, release: u64, source: &str, now: Tick) {
         self.memory.paused = true;
         self.memory.growth = 0;
-        let leaving = self.memory.leaving();
-        if release > leaving {
-            let reason = DemoteReason::Pressure { source: source.to_owned() };
-            self.demote_coldest(release - leaving, &reason, now);
-        }
+        let reason = DemoteReason::Pressure { source: source.to_owned() };
+        self.demote_coldest(release, &reason, now);
     }
 
     pub(super) fn pressure_over(&mut self, growth: u64) {
@@ -380,19 +411,19 @@ impl State {
         self.memory.growth = growth;
     }
 
+    /// The set that a restart locks again, the most recently used first. Written down as soon as it begins to be locked, so that the
+    /// disk has it by the time the pages are there; and what is still on its way is part of it, because a kill while a restart
+    /// locks its set again must not lose the rest.
     fn note_resident(&mut self) {
-        self.memory.changed = true;
-    }
-
-    /// Tells the set that a restart locks again, the most recently used first, if it changed.
-    pub(super) fn tell_resident(&mut self) {
-        if !std::mem::take(&mut self.memory.changed) {
-            return;
+        let staying = self.memory.held.iter().filter(|(_, held)| held.stage != Stage::Unlocking);
+        let mut set: Vec<BlobId> = staying.map(|(blob, _)| *blob).collect();
+        set.sort_by_key(|blob| std::cmp::Reverse(self.blobs.get(blob).map(|stored| stored.last_used)));
+        let queued = self.memory.queue.iter().filter(|blob| !self.memory.held.contains_key(blob));
+        set.extend(queued);
+        if set != self.memory.noted {
+            self.memory.noted.clone_from(&set);
+            self.out.push(Effect::NoteResident(set));
         }
-        let mut locked: Vec<BlobId> =
-            self.memory.held.iter().filter(|(_, held)| held.stage == Stage::Locked).map(|(blob, _)| *blob).collect();
-        locked.sort_by_key(|blob| std::cmp::Reverse(self.blobs.get(blob).map(|stored| stored.last_used)));
-        self.out.push(Effect::NoteResident(locked));
     }
 
     /// A blob in RAM was used.
@@ -405,13 +436,4 @@ impl State {
 
 fn nothing_named() -> Fault {
     Fault::Invalid { field: "models", reason: "name at least one model".to_owned() }
-}
-
-/// The order in which ComfyUI uses the models of one prompt: text encoders, then what diffuses, then what decodes.
-fn order_of_use(folder: &str) -> u8 {
-    match folder {
-        "text_encoders" | "clip_vision" => 0,
-        "vae" | "vae_approx" | "upscale_models" => 2,
-        _ => 1,
-    }
 }

@@ -11,10 +11,13 @@
 //! | `demote` | what leaves RAM first, and what may not |
 //! | `place` | where what was just read stays, and what goes for it |
 //! | `passing` | blobs that RAM alone holds, or nobody: for executors that can do that |
+//! | `order` | in which order a set is locked in RAM |
 //! | `patrol` | which stored blob is read again while nothing else happens |
 //! | `stored` | what is on the disk: names, leases, damage |
 //! | `restart` | flights whose source changed or failed; files that are let go |
 //! | `look` | read-only views for the outside |
+//! | `outlook` | what an estimate needs to know, as a snapshot |
+//! | `workers` | L1: what workers have in VRAM, and what follows from it |
 //! | `check` | the invariants, for tests and debug builds |
 
 mod check;
@@ -24,6 +27,8 @@ mod ensure;
 mod flight;
 mod look;
 mod memory;
+mod order;
+mod outlook;
 mod passing;
 mod patrol;
 mod place;
@@ -32,6 +37,7 @@ mod room;
 mod stored;
 #[cfg(test)]
 mod tests;
+mod workers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -41,19 +47,21 @@ use std::time::Duration;
 use crate::budget::Budget;
 use crate::catalog::Catalog;
 use crate::clock::{Tick, Wall};
-use crate::config::{FetchConfig, LimitsConfig};
+use crate::config::{FetchConfig, LimitsConfig, VramConfig};
 use crate::engine::event::{Effect, Event, RequestId};
 use crate::engine::view::{LeaseView, Trust};
 use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Sha256Digest};
 use crate::piece::PIECE_BYTES;
 use crate::plan::Policy;
 use crate::plan::connections::{self, Connections};
+use crate::plan::rates::Rates;
 use crate::store::{Inventory, PartialName, StoredLink};
 use crate::units::Share;
 
 use self::ensure::Ensure;
 use self::flight::Flight;
 use self::memory::Memory;
+use self::workers::Vram;
 
 /// Commits, opens and scrubs that run at once: each is one stream of reads or syncs, and disks like a few.
 const DISK_JOBS_MAX: usize = 4;
@@ -75,6 +83,8 @@ pub struct StateConfig {
     pub scrub_interval: Option<Duration>,
     /// Where models appear.
     pub models: PathBuf,
+    /// How long workers are believed, and when advice is given.
+    pub vram: VramConfig,
     /// Seed of the back-off's jitter.
     pub seed: u64,
     /// What the executor of the effects can do.
@@ -183,6 +193,9 @@ pub struct State {
     plan: Box<dyn Policy>,
     memory: Memory,
     passing: passing::Passing,
+    /// How long things take on this node. Shared with snapshots, copied when it changes under one.
+    rates: Arc<Rates>,
+    vram: Vram,
     disk_jobs: usize,
     /// The blob that is being read because it was its turn.
     patrolled: Option<BlobId>,
@@ -225,6 +238,7 @@ impl State {
                 ignores_ranges: false,
             })
             .collect();
+        let vram = config.vram;
         let mut state = Self {
             rng: fastrand::Rng::with_seed(config.seed),
             config,
@@ -245,6 +259,8 @@ impl State {
             plan,
             memory: Memory::new(),
             passing: passing::Passing::default(),
+            rates: Arc::default(),
+            vram: Vram::new(vram),
             disk_jobs: 0,
             patrolled: None,
             idle_since: now,
@@ -294,8 +310,12 @@ impl State {
             Event::RamLimit(bytes) => self.ram_limit(bytes),
             Event::Pressure { release, source } => self.pressure(release, source, now),
             Event::PressureOver { growth } => self.pressure_over(growth),
+            Event::ProcessEnded(pid) => self.process_ended(pid),
+            Event::Opens { worker, model } => self.opens(&worker, &model, now),
+            Event::Expected { address, models } => self.expected_next(&address, models, now),
             Event::Tick => {
                 self.expire_leases(now);
+                self.expire_workers(now);
                 self.patrol(now);
             }
         }
@@ -318,7 +338,6 @@ impl State {
             }
         }
         self.dispatch(now);
-        self.tell_resident();
         if !self.flights.is_empty() || !self.ensures.is_empty() {
             self.idle_since = now;
         }
@@ -326,10 +345,10 @@ impl State {
         debug_assert_eq!(self.check(), Vec::<String>::new());
     }
 
-    /// The next tick at which something happens by itself: a back-off or a lease ends.
+    /// The next tick at which something happens by itself: a back-off or a lease ends, a worker falls silent.
     #[must_use]
     pub fn next_wake(&self) -> Option<Tick> {
         let leases = self.leases.values().map(|lease| lease.ends);
-        leases.chain(self.next_retry()).chain(self.next_patrol()).min()
+        leases.chain(self.next_retry()).chain(self.next_patrol()).chain(self.vram.ledger.next_expiry()).min()
     }
 }

@@ -112,7 +112,7 @@ impl State {
         match placement.to {
             Some(Tier::Ram) => self.memory.queue.push_back(blob),
             Some(Tier::Nvme) => self.sink_later(blob, false),
-            Some(Tier::Origin) | None => {}
+            Some(Tier::Vram | Tier::Origin) | None => {}
         }
     }
 

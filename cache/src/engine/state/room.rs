@@ -80,6 +80,7 @@ impl State {
             && blob.fate == Fate::Kept
             && blob.holds == 0
             && !blob.models.iter().any(|model| leased.contains(model))
+            && !self.vram.ledger.holds(id)
     }
 
     /// Gives waiting flights their room, in order; evicts what that takes.
@@ -208,13 +209,7 @@ impl State {
             self.out.push(Effect::Discard(name));
             found += size;
         }
-        let leased = self.leased();
-        let evictable = |blob: BlobId| {
-            let may_go = self.is_evictable(blob, &leased) || self.can_shed(blob);
-            may_go.then(|| self.blobs.get(&blob).map_or(0, |blob| blob.bytes))
-        };
-        let victims = self.plan.victims(Tier::Nvme, bytes.saturating_sub(found), &evictable, now);
-        for blob in victims {
+        for blob in self.disk_victims(bytes.saturating_sub(found), now) {
             let Some(stored) = self.blobs.get(&blob) else { continue };
             found += stored.bytes;
             if self.can_shed(blob) {
@@ -238,6 +233,16 @@ impl State {
             self.out.push(Effect::Record(What::Evicted { model, blob, bytes, reason, last_used }));
             bytes = 0;
         }
+    }
+
+    /// What the policy would evict so that at least `bytes` come back, in order.
+    pub(super) fn disk_victims(&self, bytes: u64, now: Tick) -> Vec<BlobId> {
+        let leased = self.leased();
+        let evictable = |blob: BlobId| {
+            let may_go = self.is_evictable(blob, &leased) || self.can_shed(blob);
+            may_go.then(|| self.blobs.get(&blob).map_or(0, |blob| blob.bytes))
+        };
+        self.plan.victims(Tier::Nvme, bytes, &evictable, now)
     }
 
     /// The limit fell below what is held: what the policy chooses goes.

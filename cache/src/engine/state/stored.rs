@@ -129,7 +129,9 @@ impl State {
         for id in std::mem::take(&mut self.nameless) {
             match self.blobs.get(&id) {
                 Some(blob) if !blob.models.is_empty() => {}
-                Some(blob) if blob.holds == 0 && blob.fate == Fate::Kept => self.start_removal(id),
+                Some(blob) if blob.holds == 0 && blob.fate == Fate::Kept && !self.vram.ledger.holds(id) => {
+                    self.start_removal(id);
+                }
                 Some(_) => {
                     self.nameless.insert(id);
                 }
@@ -468,6 +470,7 @@ impl State {
         }
         let lease =
             self.leases.values().find(|lease| lease.view.models.iter().any(|model| blob.models.contains(model)));
-        lease.map(|lease| format!("lease {} of {:?}", lease.view.lease, lease.view.owner))
+        let lease = lease.map(|lease| format!("lease {} of {:?}", lease.view.lease, lease.view.owner));
+        lease.or_else(|| self.vram.ledger.holder(id))
     }
 }

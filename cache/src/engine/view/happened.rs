@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{OriginState, Trust};
 use crate::clock::Wall;
 use crate::ids::{BlobId, FlightId, LeaseId, ModelKey, OriginName, Seq};
+use crate::vram::WorkerId;
 
 /// Something that happened, in the order it happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +136,46 @@ pub enum What {
         origin: OriginName,
         /// Models found.
         models: u64,
+    },
+    /// A worker reports what it has in VRAM from now on.
+    WorkerSeen {
+        /// The worker.
+        worker: WorkerId,
+        /// Its process.
+        pid: u32,
+        /// Where it listens; empty if it does not say.
+        address: String,
+        /// Its version.
+        version: String,
+    },
+    /// A worker is over: what it had in VRAM counts no more.
+    WorkerLost {
+        /// The worker.
+        worker: WorkerId,
+        /// Its process.
+        pid: u32,
+        /// Why.
+        detail: String,
+    },
+    /// A device was advised to let models go.
+    Advised {
+        /// Its worker.
+        worker: WorkerId,
+        /// The device, as the worker counts.
+        device: u32,
+        /// Bytes of VRAM.
+        total: u64,
+        /// Bytes in use.
+        used: u64,
+        /// Models, or files that are none of ours, the longest unused first.
+        unload: Vec<String>,
+    },
+    /// Advice was carried out, or could not be.
+    Freed {
+        /// The worker that was told to unload everything.
+        worker: WorkerId,
+        /// What went wrong; empty if it was told.
+        detail: String,
     },
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Wall;
 use crate::fault::Fault;
 use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Sha256Digest};
+use crate::vram::WorkerView;
 
 pub use self::happened::{DemoteReason, EvictReason, Occurrence, What};
 
@@ -18,6 +19,8 @@ pub use self::happened::{DemoteReason, EvictReason, Occurrence, What};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {
+    /// L1: the VRAM of the node's GPUs. A worker's, never ours to fill.
+    Vram,
     /// L2: the page cache of the node, locked.
     Ram,
     /// L3: the disk of the node.
@@ -255,6 +258,8 @@ pub struct ModelView {
     pub flight: Option<FlightId>,
     /// Where it can be fetched.
     pub sources: Vec<SourceView>,
+    /// Bytes of it that workers have in VRAM, all copies together.
+    pub vram: u64,
 }
 
 /// Where one origin has one model.
@@ -368,6 +373,8 @@ pub struct NodeView {
     pub models_known: u64,
     /// Where ComfyUI finds models.
     pub models_path: PathBuf,
+    /// Workers that report what they have in VRAM.
+    pub workers: Vec<WorkerView>,
 }
 
 /// A tier's budget.

@@ -179,6 +179,21 @@ async fn a_redirect_keeps_the_range_and_loses_the_credentials_at_another_host() 
 }
 
 #[tokio::test]
+async fn a_redirect_never_leads_into_this_node_unless_the_origin_is_there_itself() {
+    let secret = Server::start(|_, _| part("Content-Length: 10", b"0123456789")).await;
+    let port = secret.url.rsplit(':').next().expect("a port").to_owned();
+    for to in [secret.url.clone(), format!("http://127.1:{port}"), "http://169.254.169.254/latest".to_owned()] {
+        let answer = format!("Location: {to}/x");
+        let server = Server::start(move |_, _| Reply::status("302 Found", &answer, b"")).await;
+        // Not written as an address, so that nobody can know before it is looked up.
+        let url = server.url.replace("127.0.0.1", "127.1");
+        let error = open(&http_config(&url)).read("x", 10..20, 100, &known()).await.unwrap_err();
+        assert!(error.to_string().contains("a redirect leads to 1"), "{to}: {error}");
+    }
+    assert_eq!(secret.asked(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn redirects_end() {
     let server = Server::start(|_, _| Reply::status("302 Found", "Location: /x?sig=hunter3", b"")).await;
     let error = open(&http_config(&server.url)).read("x", 0..1, 1, &known()).await.unwrap_err();

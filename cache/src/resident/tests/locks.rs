@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use super::*;
-use crate::resident::landing::write_through;
+use crate::resident::landing::{WRITE_BYTES, write_through};
 
 /// More than two windows, and not a whole number of pages.
 const BYTES: u64 = 2 * WINDOW_BYTES + 5 * MIB + 77;
@@ -111,7 +111,7 @@ fn what_was_written_past_the_cache_is_read_back_by_the_lock_and_right() {
         if number.is_multiple_of(2) {
             direct.write_all_at(&memory, at).expect("writes");
         } else {
-            write_through(&space, at, &memory).expect("writes");
+            write_through(&space, at, &memory, WRITE_BYTES[0]).expect("writes");
         }
         held.extend(at..at + MIB).expect("locks");
     }

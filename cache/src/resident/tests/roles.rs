@@ -7,7 +7,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::*;
-use crate::resident::landing::{start_writeback, write_through};
+use crate::resident::landing::{WRITE_BYTES, start_writeback, write_through};
 
 fn given() -> Option<PathBuf> {
     std::env::var_os(FILE).map(PathBuf::from)
@@ -99,7 +99,8 @@ fn lands_through_the_cache() {
     // Out of order, as pieces come.
     for piece in [3, 0, 10, 9, 1, 2, 7, 5, 4, 8, 6] {
         let range = piece * PIECE..((piece + 1) * PIECE).min(BYTES);
-        write_through(&file, range.start, &content[range.start as usize..range.end as usize]).expect("writes");
+        write_through(&file, range.start, &content[range.start as usize..range.end as usize], WRITE_BYTES[0])
+            .expect("writes");
         start_writeback(&file, range.clone()).expect("starts");
         held.extend(range).expect("locks");
     }

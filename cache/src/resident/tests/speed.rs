@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::clock::Clock;
-use crate::resident::landing::{Way, Ways, start_writeback, write_through};
+use crate::resident::landing::{WRITE_BYTES, Way, Ways, start_writeback, write_through};
 use crate::units::GIB;
 
 /// Fresh memory is what a reader meets on a machine that was idle; see `landing.rs`.
@@ -73,16 +73,16 @@ fn landing_a_gibibyte() {
                             }
                             for at in (piece..piece + PIECE).step_by(MIB as usize) {
                                 let way = match plan {
-                                    "through" => Way::Through,
-                                    "ways" => ways.lock().expect("whole").choose(MIB),
+                                    "through" => Way::Through(WRITE_BYTES[0]),
+                                    "ways" => ways.lock().expect("whole").choose(),
                                     _ => Way::Behind,
                                 };
-                                if way == Way::Behind {
+                                let Way::Through(write) = way else {
                                     direct.write_all_at(&block, at).expect("writes");
                                     continue;
-                                }
-                                let cost = write_through(&file, at, &block).expect("writes");
-                                ways.lock().expect("whole").took(MIB, cost);
+                                };
+                                let cost = write_through(&file, at, &block, write).expect("writes");
+                                ways.lock().expect("whole").took(write, MIB, cost);
                                 through.fetch_add(MIB, Relaxed);
                             }
                             if plan != "no ram" {

@@ -33,6 +33,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..30u8).prop_map(Step::RamLimit),
         1 => (0..30u8).prop_map(Step::Pressure),
         1 => Just(Step::PressureOver),
+        3 => (0..3u8, 0..8u8, 0..8u8, any::<bool>())
+            .prop_map(|(worker, a, b, in_use)| Step::Load { worker, a, b, in_use }),
+        1 => (0..3u8).prop_map(Step::WorkerEnds),
         1 => Just(Step::Restart),
     ]
 }

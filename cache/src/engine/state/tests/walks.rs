@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::world::{Step, World};
 use crate::engine::event::{Broken, Event, RequestId};
-use crate::engine::view::Priority;
+use crate::engine::view::{Priority, Tier};
 use crate::piece::Cv;
+use crate::units::MIB;
 
 /// A world whose caller wants models, with everything done but the requests.
 fn flying(models: &[u8], demand: bool) -> World {
@@ -138,4 +139,87 @@ fn an_origin_that_keeps_failing_gives_way_to_the_next() {
         world.end(request, Err(Broken::Transient { detail: "reset".to_owned(), status: None }));
     }
     panic!("the second origin was never asked");
+}
+
+/// Bytes of what was asked to be locked, in order: model n has 3 (n + 1) MiB.
+fn locks(world: &World) -> Vec<u64> {
+    let bytes =
+        |line: &String| line.split("-> Lock {").nth(1)?.split("bytes: ").nth(1)?.trim_end_matches(" }").parse().ok();
+    world.log.iter().filter_map(bytes).collect::<Vec<u64>>().into_iter().map(|bytes| bytes / MIB / 3 - 1).collect()
+}
+
+#[test]
+fn a_set_is_locked_in_the_order_in_which_it_will_be_used() {
+    let mut world = World::new(7);
+    world.ensure(&[0, 1, 2], true, false);
+    world.run_to_the_end();
+    world.ensure_in(&[0, 1, 2], true, false, true);
+    world.run_to_the_end();
+    // 2 is the text encoder, 1 what diffuses, 0 the VAE.
+    assert_eq!(locks(&world), [2, 1, 0]);
+    assert_eq!(world.in_ram(), [0, 1, 2]);
+}
+
+#[test]
+fn what_lands_for_ram_is_locked_at_once_whatever_else_of_its_set_is_missing() {
+    let mut world = World::new(7);
+    world.ensure(&[2], true, false);
+    world.run_to_the_end();
+    world.ensure_in(&[0, 1, 2], true, false, true);
+    world.run_to_the_end();
+    assert_eq!(world.in_ram(), [0, 1, 2]);
+    assert!(world.says("-> Land("));
+}
+
+#[test]
+fn a_restart_with_less_room_keeps_what_was_used_last() {
+    let mut world = World::new(7);
+    for n in [2, 1, 0] {
+        world.ensure_in(&[n], true, false, true);
+        world.run_to_the_end();
+    }
+    assert_eq!(world.in_ram(), [0, 1, 2]);
+    world.limit_ram(10 * MIB);
+    world.step(Step::Restart);
+    world.work_all();
+    assert_eq!(world.in_ram(), [0, 1], "9 of 10 MiB, the last used");
+    world.limit_ram(5 * MIB);
+    world.work_all();
+    assert_eq!(world.in_ram(), [0], "what was locked last after the restart is not what was used last");
+}
+
+#[test]
+fn a_kill_while_a_restart_locks_its_set_loses_nothing_of_it() {
+    let mut world = World::new(7);
+    world.ensure_in(&[0, 1, 2], true, false, true);
+    world.run_to_the_end();
+    world.step(Step::Restart);
+    // One of three is locked, and killed again.
+    world.step(Step::DoOne(0));
+    world.step(Step::Restart);
+    world.work_all();
+    assert_eq!(world.in_ram(), [0, 1, 2]);
+}
+
+#[test]
+fn what_is_in_vram_stays_on_the_disk_and_goes_first_from_ram() {
+    let mut world = World::new(7);
+    for n in [2, 0, 1] {
+        world.ensure_in(&[n], true, false, true);
+        world.run_to_the_end();
+    }
+    world.load(0, &[1], false);
+    assert!(world.state.model(&world.key(1)).expect("known").tier == Tier::Vram);
+    world.apply(Event::Pressure { release: 1, source: "test" });
+    assert!(
+        world.state.model(&world.key(2)).expect("known").tier == Tier::Ram,
+        "it was used longer ago, but nobody has a copy of it"
+    );
+    assert_eq!(world.log.iter().filter(|line| line.contains("-> Unlock")).count(), 1);
+    let (report, _, _) = world.state.evict(&[world.key(1)], "test", world.now);
+    assert!(report.kept[0].1.to_string().contains("worker w0 (process 0) has it loaded"), "{:?}", report.kept);
+    world.apply(Event::ProcessEnded(0));
+    assert!(world.says("WorkerLost"));
+    let (report, _, _) = world.state.evict(&[world.key(1)], "test", world.now);
+    assert_eq!(report.evicted.len(), 1);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::catalog::{Catalog, Entry, Source, Validator};
 use crate::clock::{Tick, Wall};
-use crate::config::{FetchConfig, LimitsConfig};
+use crate::config::{FetchConfig, LimitsConfig, VramConfig};
 use crate::engine::event::{Broken, Commit, CommitFault, Effect, Event, Fetch, Found, Relocated, RequestId};
 use crate::engine::state::{Executor, State, StateConfig};
 use crate::engine::view::{EnsureRequest, LeaseView, Priority, RamHold, Tier, Trust};
@@ -18,6 +18,7 @@ use crate::piece::{self, Cv, Layout, PIECE_BYTES};
 use crate::plan::{Costs, PolicyKind};
 use crate::store::{Inventory, PartialName, StoredBlob, StoredLink, StoredPartial};
 use crate::units::{MIB, Share};
+use crate::vram::{Claim, DeviceReport, Hello, Report, WorkerId};
 
 const ORIGINS: [&str; 2] = ["near", "far"];
 const MODELS: u8 = 8;
@@ -49,6 +50,8 @@ pub(super) enum Step {
     CancelFlight(u8),
     Space(u8),
     Wait(u8),
+    Load { worker: u8, a: u8, b: u8, in_use: bool },
+    WorkerEnds(u8),
     Restart,
 }
 
@@ -93,9 +96,14 @@ pub(super) struct World {
     unfinished: BTreeMap<PartialName, Unfinished>,
     open: BTreeMap<FlightId, PartialName>,
     leases: BTreeMap<LeaseId, LeaseView>,
+    /// What each worker has in VRAM, and when it said so.
+    workers: BTreeMap<u8, (Tick, BTreeSet<BlobId>)>,
+    seq: u64,
     /// Blobs whose pages are held.
     ram: BTreeSet<BlobId>,
     ram_limit: u64,
+    /// The set that a restart locks again, as it was last written down.
+    noted: Vec<BlobId>,
     /// Work that was asked for and not done.
     todo: Vec<Effect>,
     pub(super) requests: BTreeMap<RequestId, (Fetch, BTreeSet<u32>)>,
@@ -106,7 +114,8 @@ pub(super) struct World {
 }
 
 fn model(n: u8) -> ModelKey {
-    ModelKey::parse(&format!("loras/m{}.safetensors", n % MODELS)).expect("a valid key")
+    let folder = ["vae", "diffusion_models", "text_encoders"].get(usize::from(n % MODELS)).unwrap_or(&"loras");
+    ModelKey::parse(&format!("{folder}/m{}.safetensors", n % MODELS)).expect("a valid key")
 }
 
 /// Models 6 and 7 have no digest; 4 and 5 share one content, and so do 6 and 7, but nobody knows before they are there.
@@ -135,8 +144,11 @@ impl World {
             unfinished: BTreeMap::new(),
             open: BTreeMap::new(),
             leases: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            seq: 0,
             ram: BTreeSet::new(),
             ram_limit: RAM,
+            noted: Vec::new(),
             todo: Vec::new(),
             requests: BTreeMap::new(),
             callers: BTreeMap::new(),
@@ -170,6 +182,10 @@ impl World {
 
     pub(super) fn apply(&mut self, event: Event) {
         self.log.push(format!("{:?} <- {event:?}", self.now));
+        if matches!(event, Event::Tick) {
+            let (now, expiry) = (self.now, VramConfig::default().worker_expiry);
+            self.workers.retain(|_, (heard, _)| heard.after(expiry) > now);
+        }
         let effects = self.state.apply(event, self.now, Wall(self.now.0 / 1000));
         self.take(effects);
     }
@@ -187,6 +203,7 @@ impl World {
                         assert!(file.names.contains_key(&ready.model), "{} is ready without its name", ready.model);
                         if self.callers[&id].ram {
                             assert!(self.ram.contains(&ready.blob), "{} is ready without its pages", ready.model);
+                            assert!(self.noted.contains(&ready.blob), "a kill now would lose {}", ready.model);
                         }
                     }
                     self.caller(id, |caller| caller.ends += 1);
@@ -195,7 +212,8 @@ impl World {
                 Effect::PutLease(lease) => drop(self.leases.insert(lease.lease, lease)),
                 Effect::EndLease(lease) => drop(self.leases.remove(&lease)),
                 Effect::Land(flight) => assert!(self.open.contains_key(&flight), "only an open file lands"),
-                Effect::NoteUse(_) | Effect::Record(_) | Effect::NoteResident(_) => {}
+                Effect::NoteResident(blobs) => self.noted = blobs,
+                Effect::NoteUse(_) | Effect::Record(_) | Effect::CountUse { .. } | Effect::Advise(_) => {}
                 Effect::Bless(blob) => {
                     if let Some(file) = self.files.get_mut(&blob) {
                         file.touched = false;
@@ -238,6 +256,35 @@ impl World {
             let held = lease.models.iter().any(|model| file.names.contains_key(model));
             assert!(!held, "{blob} is removed under lease {}", lease.lease);
         }
+        for (worker, (_, loaded)) in &self.workers {
+            assert!(!loaded.contains(&blob), "{blob} is removed although worker {worker} has it in VRAM");
+        }
+    }
+
+    /// A worker says that it has these models in VRAM, as far as they are stored, and nothing else.
+    pub(super) fn load(&mut self, n: u8, models: &[u8], in_use: bool) {
+        let (worker, pid) = (WorkerId::parse(&format!("w{n}")).expect("a valid name"), u32::from(n));
+        let hello = Hello { pid, watched: Some(pid), ..Hello::default() };
+        let effects = self.state.worker_hello(&worker, hello, self.now).expect("there is room");
+        self.take(effects);
+        let stored = models.iter().filter_map(|n| Some((*n, self.state.stored(&model(*n))?.0)));
+        let loaded: Vec<(u8, BlobId)> = stored.collect();
+        let claim = |(n, blob): &(u8, BlobId)| Claim {
+            // A file for each blob: what a name that was fetched anew stands for is the ledger's own tests' business.
+            file: format!("{n} {blob}"),
+            blob: Some(*blob),
+            bytes: 10,
+            loaded: 10,
+            in_use,
+        };
+        self.seq += 1;
+        let models = loaded.iter().map(claim).collect();
+        let devices = Some(vec![DeviceReport { total: 100, free: 10, models, ..DeviceReport::default() }]);
+        let report = Report { seq: self.seq, devices, ..Report::default() };
+        self.workers.insert(n, (self.now, loaded.into_iter().map(|(_, blob)| blob).collect()));
+        let effects =
+            self.state.worker_report(&worker, report, self.now, Wall(self.now.0 / 1000)).expect("it said hello");
+        self.take(effects);
     }
 
     /// A hard lease of today forbids a demotion that is decided today, unless the blob leaves the disk.
@@ -380,8 +427,17 @@ impl World {
                 self.now = self.now.after(Duration::from_secs(seconds.into()));
                 self.apply(Event::Tick);
             }
+            Step::Load { worker, a, b, in_use } => self.load(worker, &[a, b], in_use),
+            Step::WorkerEnds(n) => {
+                self.workers.remove(&n);
+                self.apply(Event::ProcessEnded(n.into()));
+            }
             Step::Restart => self.restart(),
         }
+    }
+
+    pub(super) fn key(&self, n: u8) -> ModelKey {
+        model(n)
     }
 
     pub(super) fn ensure(&mut self, models: &[u8], demand: bool, cancel: bool) {
@@ -684,9 +740,12 @@ impl World {
         self.requests.clear();
         self.callers.clear();
         self.ram.clear();
+        self.workers.clear();
         self.state = state(self.rng.u64(..), &inventory, self.now, self.kind);
         self.tell_space();
         self.tell_ram();
+        let effects = self.state.relock(&self.noted, self.now);
+        self.take(effects);
         self.tell_catalog();
     }
 
@@ -695,6 +754,20 @@ impl World {
         while let Some(effect) = self.todo.pop() {
             self.work(effect, true);
         }
+    }
+
+    /// Changes what RAM may hold.
+    pub(super) fn limit_ram(&mut self, bytes: u64) {
+        self.ram_limit = bytes;
+        self.tell_ram();
+    }
+
+    /// Models in RAM, by number.
+    pub(super) fn in_ram(&self) -> Vec<u8> {
+        let held = |n: &u8| {
+            self.files.iter().any(|(blob, file)| self.ram.contains(blob) && file.names.contains_key(&model(*n)))
+        };
+        (0..MODELS).filter(held).collect()
     }
 
     /// Whether a line of the log says so.
@@ -759,6 +832,7 @@ fn state(seed: u64, inventory: &Inventory, now: Tick, (executor, policy): (Execu
         scrub_interval: Some(Duration::from_secs(100)),
         origins: ORIGINS.into_iter().map(|origin| (OriginName::new(origin), 3)).collect(),
         models: "/models".into(),
+        vram: VramConfig::default(),
         seed,
         executor,
     };

@@ -1,0 +1,164 @@
+//! `PlacementService`: readiness and order, answered from the engine's last outlook. Never waits for the engine.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tierd_cache::engine::EngineHandle;
+use tierd_cache::engine::outlook::{Estimate, ModelEstimate, Obstacle, Outlook, Victim};
+use tierd_cache::ids::ModelKey;
+use tierd_cache::plan::rank::{Ranked, WORKFLOWS_MAX};
+use tonic::{Request, Response, Status};
+
+use crate::rpc::cache::target;
+use crate::rpc::fault::invalid;
+use crate::rpc::{caller, pb};
+
+/// Longest time that is told: what takes longer than a month takes for ever.
+const SECONDS_MAX: f64 = 30.0 * 86_400.0;
+
+/// The service. One for each listener, all speak to one engine.
+pub(crate) struct Placement {
+    pub(crate) engine: EngineHandle,
+}
+
+#[tonic::async_trait]
+impl pb::placement_service_server::PlacementService for Placement {
+    async fn estimate_readiness(
+        &self,
+        request: Request<pb::EstimateReadinessRequest>,
+    ) -> Result<Response<pb::EstimateReadinessResponse>, Status> {
+        let request = request.into_inner();
+        let outlook = self.engine.outlook();
+        at_most("models", &request.models, &outlook)?;
+        let models = caller::models(&request.models)?;
+        let estimate = outlook.estimate(&models, target(request.target)?);
+        Ok(Response::new((&estimate).into()))
+    }
+
+    async fn rank_workflows(
+        &self,
+        request: Request<pb::RankWorkflowsRequest>,
+    ) -> Result<Response<pb::RankWorkflowsResponse>, Status> {
+        let workflows = request.into_inner().workflows;
+        if workflows.is_empty() || workflows.len() > WORKFLOWS_MAX {
+            return Err(invalid(
+                "workflows",
+                format_args!("{} workflows; 1 to {WORKFLOWS_MAX} are allowed", workflows.len()),
+            ));
+        }
+        let outlook = self.engine.outlook();
+        let mut sets: Vec<BTreeSet<ModelKey>> = Vec::with_capacity(workflows.len());
+        for (index, workflow) in workflows.iter().enumerate() {
+            caller::name(&format!("workflows[{index}].id"), &workflow.id)?;
+            at_most(&format!("workflows[{index}].models"), &workflow.models, &outlook)?;
+            sets.push(caller::models_or_none(&workflow.models)?.into_iter().collect());
+        }
+        Ok(Response::new(ranked(&workflows, &outlook.rank(&sets))))
+    }
+}
+
+fn at_most(field: &str, models: &[String], outlook: &Outlook) -> Result<(), Status> {
+    let most = outlook.models_max();
+    if models.len() > most {
+        return Err(invalid(field, format_args!("{} models in one set, at most {most} are allowed", models.len())));
+    }
+    Ok(())
+}
+
+fn ranked(workflows: &[pb::WorkflowModels], order: &[Ranked]) -> pb::RankWorkflowsResponse {
+    let firsts: Vec<usize> = order.iter().map(|ranked| ranked.group).collect::<BTreeSet<usize>>().into_iter().collect();
+    let place = |first: usize| firsts.binary_search(&first).unwrap_or_default() as u32;
+    let mut groups: Vec<pb::WorkflowGroup> = firsts.iter().map(|_| pb::WorkflowGroup::default()).collect();
+    let mut answer = Vec::with_capacity(order.len());
+    for ranked in order {
+        let group = place(ranked.group);
+        groups[group as usize].indexes.push(ranked.index as u32);
+        answer.push(pb::RankedWorkflow {
+            index: ranked.index as u32,
+            id: workflows[ranked.index].id.clone(),
+            bytes_moved: ranked.bytes_moved,
+            bytes_shared: ranked.bytes_shared,
+            group,
+        });
+    }
+    for group in &mut groups {
+        group.indexes.sort_unstable();
+    }
+    pb::RankWorkflowsResponse { workflows: answer, groups }
+}
+
+fn seconds(seconds: f64) -> Option<crate::rpc::time::Duration> {
+    Some(Duration::from_secs_f64(seconds.clamp(0.0, SECONDS_MAX)).into())
+}
+
+impl From<&Estimate> for pb::EstimateReadinessResponse {
+    fn from(estimate: &Estimate) -> Self {
+        let bytes_to_fetch = estimate.models.iter().map(|model| model.fetch_bytes).sum();
+        let bytes_to_lock = estimate.models.iter().map(|model| model.lock_bytes).sum();
+        Self {
+            ready: estimate.obstacles.is_empty() && bytes_to_fetch == 0 && bytes_to_lock == 0,
+            p50: seconds(estimate.prediction.p50),
+            p95: seconds(estimate.prediction.p95),
+            models: estimate.models.iter().map(Into::into).collect(),
+            bytes_to_fetch,
+            bytes_to_lock,
+            evicts: estimate.evicts.iter().map(Into::into).collect(),
+            demotes: estimate.demotes.iter().map(Into::into).collect(),
+            obstacles: estimate.obstacles.iter().map(Into::into).collect(),
+            calibration: Some(pb::Calibration {
+                samples: estimate.reliability.samples,
+                median_error: estimate.reliability.median_error,
+                within_twice: estimate.reliability.within_twice,
+            }),
+        }
+    }
+}
+
+impl From<&ModelEstimate> for pb::ModelReadiness {
+    fn from(model: &ModelEstimate) -> Self {
+        Self {
+            model: model.model.to_string(),
+            bytes: model.bytes,
+            tier: model.tier.map_or(pb::Tier::Unspecified, Into::into).into(),
+            bytes_to_fetch: model.fetch_bytes,
+            bytes_to_lock: model.lock_bytes,
+            flight: model.flight.map(|flight| flight.0),
+            origin: model.origin.as_ref().map(ToString::to_string).unwrap_or_default(),
+        }
+    }
+}
+
+impl From<&Victim> for pb::Displaced {
+    fn from(victim: &Victim) -> Self {
+        Self { model: victim.model.to_string(), bytes: victim.bytes }
+    }
+}
+
+impl From<&Obstacle> for pb::Obstacle {
+    fn from(obstacle: &Obstacle) -> Self {
+        use pb::ObstacleKind as Kind;
+        let (kind, model, needed_bytes, available_bytes) = match obstacle {
+            Obstacle::Unknown(model) => (Kind::Unknown, model.to_string(), 0, 0),
+            Obstacle::NoRoom { needed, available } => (Kind::NoRoom, String::new(), *needed, *available),
+            Obstacle::NoMemory { needed, available } => (Kind::NoMemory, String::new(), *needed, *available),
+        };
+        Self { kind: kind.into(), model, needed_bytes, available_bytes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_numbered_in_the_order_asked_and_list_their_members() {
+        let workflows: Vec<pb::WorkflowModels> =
+            ["a", "b", "c"].iter().map(|id| pb::WorkflowModels { id: (*id).to_owned(), models: Vec::new() }).collect();
+        let row = |index, group| Ranked { index, bytes_moved: 0, bytes_shared: 0, group };
+        let answer = ranked(&workflows, &[row(1, 1), row(2, 0), row(0, 0)]);
+        let found: Vec<(&str, u32)> = answer.workflows.iter().map(|row| (row.id.as_str(), row.group)).collect();
+        assert_eq!(found, [("b", 1), ("c", 0), ("a", 0)]);
+        let groups: Vec<&[u32]> = answer.groups.iter().map(|group| group.indexes.as_slice()).collect();
+        assert_eq!(groups, [&[0, 2][..], &[1]]);
+    }
+}

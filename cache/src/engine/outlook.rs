@@ -1,0 +1,423 @@
+//! The outlook: an immutable snapshot from which readiness is estimated without asking the loop. The loop publishes a new one
+//! when something changed; whoever estimates reads the last.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::catalog::Catalog;
+use crate::engine::view::Tier;
+use crate::ids::{BlobId, FlightId, ModelKey, OriginName};
+use crate::piece::Layout;
+use crate::plan::calibration::{Calibration, Class, Prediction, Reliability};
+use crate::plan::rank::{Ranked, rank};
+use crate::plan::rates::Rates;
+use crate::plan::readiness::{self, Ahead, Fetch, Move};
+
+/// What is stored where, and what would go first. Rebuilt only when that changes.
+#[derive(Debug, Default)]
+pub struct Shelf {
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) models: BTreeMap<ModelKey, Stored>,
+    pub(crate) disk_victims: Vec<Victim>,
+    pub(crate) ram_victims: Vec<Victim>,
+}
+
+/// A stored model.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stored {
+    pub(crate) blob: BlobId,
+    pub(crate) bytes: u64,
+    pub(crate) ram: bool,
+}
+
+/// A blob that may go to make room.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Victim {
+    pub(crate) blob: BlobId,
+    /// One of its names.
+    pub model: ModelKey,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// A flight under way.
+#[derive(Debug, Clone)]
+pub(crate) struct FlightAhead {
+    pub(crate) flight: FlightId,
+    pub(crate) models: Vec<ModelKey>,
+    pub(crate) digest: Option<BlobId>,
+    pub(crate) origin: OriginName,
+    pub(crate) bytes: u64,
+    pub(crate) piece_bytes: u64,
+    pub(crate) pieces_left: f64,
+    pub(crate) demand: bool,
+    pub(crate) opens: bool,
+    /// Whether it has its room already.
+    pub(crate) reserved: bool,
+}
+
+/// A tier's room. What is on its way out counts as free.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Room {
+    pub(crate) limit: u64,
+    pub(crate) free: u64,
+    pub(crate) over: u64,
+}
+
+/// The node as an estimate sees it.
+#[derive(Debug, Default)]
+pub struct Outlook {
+    pub(crate) shelf: Arc<Shelf>,
+    pub(crate) flights: Vec<FlightAhead>,
+    pub(crate) connections: BTreeMap<OriginName, u32>,
+    pub(crate) locking: u64,
+    pub(crate) disk: Room,
+    pub(crate) ram: Room,
+    pub(crate) models_max: u32,
+    pub(crate) rates: Arc<Rates>,
+    pub(crate) calibration: Arc<Calibration>,
+}
+
+/// How soon a set could be ready here.
+#[derive(Debug, Clone)]
+pub struct Estimate {
+    /// Seconds to expect. Meaningless if something stands in the way.
+    pub prediction: Prediction,
+    /// One row for each distinct model, in the order asked.
+    pub models: Vec<ModelEstimate>,
+    /// What would leave the disk for it, in order.
+    pub evicts: Vec<Victim>,
+    /// What would leave RAM for it, in order.
+    pub demotes: Vec<Victim>,
+    /// Why it cannot become ready, if it cannot.
+    pub obstacles: Vec<Obstacle>,
+    /// How far this node's estimates may be trusted.
+    pub reliability: Reliability,
+}
+
+/// One model of an estimate.
+#[derive(Debug, Clone)]
+pub struct ModelEstimate {
+    /// The model.
+    pub model: ModelKey,
+    /// Its size; 0 if nothing is known of it.
+    pub bytes: u64,
+    /// The fastest tier that has it whole; `None` if no tier and no origin knows it.
+    pub tier: Option<Tier>,
+    /// Bytes that must come from an origin.
+    pub fetch_bytes: u64,
+    /// Bytes that must be read from the disk into RAM.
+    pub lock_bytes: u64,
+    /// The flight that brings it already.
+    pub flight: Option<FlightId>,
+    /// The origin it would come from.
+    pub origin: Option<OriginName>,
+}
+
+/// What stands in the way of a set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Obstacle {
+    /// No origin lists it and it is not on this node. An origin that cannot be listed may still have it.
+    Unknown(ModelKey),
+    /// It does not fit onto the disk, even with everything evictable gone.
+    NoRoom {
+        /// Bytes that it needs.
+        needed: u64,
+        /// Bytes that it can have.
+        available: u64,
+    },
+    /// The same for RAM.
+    NoMemory {
+        /// Bytes that it needs.
+        needed: u64,
+        /// Bytes that it can have.
+        available: u64,
+    },
+}
+
+impl Outlook {
+    /// Most models of one set, as configured.
+    #[must_use]
+    pub fn models_max(&self) -> usize {
+        self.models_max as usize
+    }
+
+    /// Every model that a tier holds whole: RAM, or the disk (which has what RAM has).
+    pub fn stored_in(&self, tier: Tier) -> impl Iterator<Item = &ModelKey> {
+        let wanted = move |stored: &Stored| tier == Tier::Nvme || (tier == Tier::Ram && stored.ram);
+        self.shelf.models.iter().filter(move |(_, stored)| wanted(stored)).map(|(model, _)| model)
+    }
+
+    /// How soon these models could be ready in a tier: RAM or the disk. Duplicates count once.
+    #[must_use]
+    pub fn estimate(&self, models: &[ModelKey], target: Tier) -> Estimate {
+        let mut seen = BTreeSet::new();
+        let mut rows: Vec<ModelEstimate> = Vec::with_capacity(models.len());
+        let mut moves: Vec<Move> = Vec::with_capacity(models.len());
+        let mut blobs = BTreeSet::new();
+        let (mut flying, mut new_bytes, mut ram_bytes) = (BTreeSet::new(), 0, 0);
+        for model in models.iter().filter(|model| seen.insert(*model)) {
+            let (row, step) = self.one(model, target);
+            let stored = self.shelf.models.get(model);
+            blobs.extend(stored.map(|stored| stored.blob));
+            flying.extend(row.flight);
+            if row.fetch_bytes > 0 && row.flight.is_none_or(|flight| self.waits_for_room(flight)) {
+                new_bytes += row.bytes;
+            }
+            if target == Tier::Ram && row.tier != Some(Tier::Ram) {
+                ram_bytes += row.bytes;
+            }
+            rows.push(row);
+            moves.push(step);
+        }
+        let mut obstacles: Vec<Obstacle> =
+            rows.iter().filter(|row| row.tier.is_none()).map(|row| Obstacle::Unknown(row.model.clone())).collect();
+        let promised: u64 = self
+            .flights
+            .iter()
+            .filter(|flight| !flight.reserved && !flying.contains(&flight.flight))
+            .map(|f| f.bytes)
+            .sum();
+        let (evicts, short) = leave(new_bytes + promised, self.disk, &self.shelf.disk_victims, &blobs);
+        if short > 0 {
+            obstacles.push(Obstacle::NoRoom { needed: new_bytes, available: new_bytes.saturating_sub(short) });
+        }
+        let (demotes, short) = leave(ram_bytes, self.ram, &self.shelf.ram_victims, &blobs);
+        if short > 0 {
+            obstacles.push(Obstacle::NoMemory { needed: ram_bytes, available: ram_bytes.saturating_sub(short) });
+        }
+        let fetch_bytes = rows.iter().map(|row| row.fetch_bytes).sum();
+        let lock_bytes = moves.iter().map(|step| step.lock).sum();
+        let seconds =
+            readiness::seconds(&moves, target == Tier::Ram, &self.ahead(&flying, fetch_bytes > 0), &self.rates);
+        Estimate {
+            prediction: self.calibration.correct(Class::of(fetch_bytes, lock_bytes), seconds),
+            models: rows,
+            evicts,
+            demotes,
+            obstacles,
+            reliability: self.calibration.reliability(),
+        }
+    }
+
+    /// Orders sets of models so that few bytes move.
+    #[must_use]
+    pub fn rank(&self, sets: &[BTreeSet<ModelKey>]) -> Vec<Ranked> {
+        let bytes = |model: &ModelKey| self.bytes(model);
+        let here = |model: &ModelKey| self.shelf.models.contains_key(model);
+        rank(sets, &bytes, &here)
+    }
+
+    fn bytes(&self, model: &ModelKey) -> u64 {
+        let stored = self.shelf.models.get(model).map(|stored| stored.bytes);
+        stored.or_else(|| self.shelf.catalog.get(model).map(|entry| entry.bytes)).unwrap_or(0)
+    }
+
+    /// Where one model is, and what must happen to it.
+    fn one(&self, model: &ModelKey, target: Tier) -> (ModelEstimate, Move) {
+        let mut row = ModelEstimate {
+            model: model.clone(),
+            bytes: 0,
+            tier: None,
+            fetch_bytes: 0,
+            lock_bytes: 0,
+            flight: None,
+            origin: None,
+        };
+        let mut step = Move { bytes: 0, fetch: None, lock: 0 };
+        let entry = self.shelf.catalog.get(model);
+        let stored = self.shelf.models.get(model).copied().or_else(|| self.stored_as(entry?.blake3?));
+        if let Some(stored) = stored {
+            row.bytes = stored.bytes;
+            row.tier = Some(if stored.ram { Tier::Ram } else { Tier::Nvme });
+            row.lock_bytes = if target == Tier::Ram && !stored.ram { stored.bytes } else { 0 };
+            (step.bytes, step.lock) = (stored.bytes, row.lock_bytes);
+            return (row, step);
+        }
+        let digest = entry.and_then(|entry| entry.blake3);
+        let flight = self
+            .flights
+            .iter()
+            .find(|flight| flight.models.contains(model) || (digest.is_some() && flight.digest == digest));
+        if let Some(flight) = flight {
+            row.bytes = flight.bytes;
+            row.flight = Some(flight.flight);
+            row.fetch_bytes = ((flight.pieces_left * flight.piece_bytes as f64) as u64).clamp(1, flight.bytes.max(1));
+            row.origin = Some(flight.origin.clone());
+            step.fetch = Some(Fetch {
+                origin: flight.origin.clone(),
+                pieces: flight.pieces_left,
+                piece_bytes: flight.piece_bytes,
+                opens: flight.opens,
+            });
+        } else if let Some(entry) = entry {
+            row.bytes = entry.bytes;
+            row.fetch_bytes = entry.bytes;
+            row.origin = entry.sources.first().map(|source| source.origin.clone());
+            let layout = Layout::new(entry.bytes);
+            step.fetch = row.origin.clone().map(|origin| Fetch {
+                origin,
+                pieces: f64::from(layout.pieces()),
+                piece_bytes: layout.piece_bytes().min(entry.bytes.max(1)),
+                opens: true,
+            });
+        }
+        row.tier = (row.origin.is_some()).then_some(Tier::Origin);
+        step.bytes = row.bytes;
+        (row, step)
+    }
+
+    /// The same content, stored under another name.
+    fn stored_as(&self, digest: BlobId) -> Option<Stored> {
+        self.shelf.models.values().find(|stored| stored.blob == digest).copied()
+    }
+
+    fn waits_for_room(&self, flight: FlightId) -> bool {
+        self.flights.iter().any(|ahead| ahead.flight == flight && !ahead.reserved)
+    }
+
+    /// Demand that goes before a set which joins `flying`. If it starts flights of its own, all demand goes before it; else only
+    /// what is older than the youngest of its flights.
+    fn ahead(&self, flying: &BTreeSet<FlightId>, fetches: bool) -> Ahead {
+        let mut ahead = Ahead { pieces: BTreeMap::new(), connections: self.connections.clone(), locking: self.locking };
+        if !fetches {
+            return ahead;
+        }
+        for flight in self.flights.iter().filter(|flight| flight.demand && !flying.contains(&flight.flight)) {
+            *ahead.pieces.entry(flight.origin.clone()).or_insert(0.0) += flight.pieces_left;
+        }
+        ahead
+    }
+}
+
+/// What leaves a tier so that `needed` bytes fit, and how many are short even then. What is wanted stays.
+fn leave(needed: u64, room: Room, victims: &[Victim], wanted: &BTreeSet<BlobId>) -> (Vec<Victim>, u64) {
+    let mut short = if needed == 0 { 0 } else { (needed + room.over).saturating_sub(room.free) };
+    let mut leaving = Vec::new();
+    for victim in victims.iter().filter(|victim| !wanted.contains(&victim.blob)) {
+        if short == 0 {
+            break;
+        }
+        short = short.saturating_sub(victim.bytes);
+        leaving.push(victim.clone());
+    }
+    if short > 0 || needed > room.limit {
+        (Vec::new(), short.max(needed.saturating_sub(room.limit)))
+    } else {
+        (leaving, 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::{Entry, Source, Validator};
+    use crate::units::MIB;
+
+    fn key(name: &str) -> ModelKey {
+        ModelKey::parse(name).expect("a key")
+    }
+
+    fn blob(n: u8) -> BlobId {
+        BlobId([n; 32])
+    }
+
+    fn entry(bytes: u64) -> Entry {
+        let (origin, path, validator) = (OriginName::new("o"), "p".to_owned(), Validator::default());
+        Entry { bytes, blake3: None, sha256: None, sources: vec![Source { origin, path, bytes, validator }] }
+    }
+
+    /// 100 MiB of disk of which 40 are free, 50 MiB of RAM of which 10 are free.
+    fn node() -> Outlook {
+        let stored = |n, bytes, ram| Stored { blob: blob(n), bytes, ram };
+        let victim = |n, name: &str, bytes| Victim { blob: blob(n), model: key(name), bytes };
+        let catalog = Catalog::from_entries([
+            (key("vae/far"), entry(30 * MIB)),
+            (key("vae/huge"), entry(90 * MIB)),
+            (key("vae/giant"), entry(200 * MIB)),
+        ]);
+        let shelf = Shelf {
+            catalog: Arc::new(catalog),
+            models: [(key("vae/hot"), stored(1, 40 * MIB, true)), (key("vae/cold"), stored(2, 20 * MIB, false))].into(),
+            disk_victims: vec![victim(2, "vae/cold", 20 * MIB), victim(1, "vae/hot", 40 * MIB)],
+            ram_victims: vec![victim(1, "vae/hot", 40 * MIB)],
+        };
+        Outlook {
+            shelf: Arc::new(shelf),
+            connections: [(OriginName::new("o"), 16)].into(),
+            disk: Room { limit: 100 * MIB, free: 40 * MIB, over: 0 },
+            ram: Room { limit: 50 * MIB, free: 10 * MIB, over: 0 },
+            ..Outlook::default()
+        }
+    }
+
+    #[test]
+    fn what_is_there_moves_nothing_and_what_is_not_says_how_far_it_is() {
+        let node = node();
+        let estimate = node.estimate(&[key("vae/hot"), key("vae/cold"), key("vae/hot")], Tier::Nvme);
+        assert_eq!(estimate.models.len(), 2, "a duplicate counts once");
+        assert_eq!(estimate.prediction.class, Class::Hit);
+        assert!(estimate.obstacles.is_empty() && estimate.evicts.is_empty());
+
+        let estimate = node.estimate(&[key("vae/far"), key("vae/nobody")], Tier::Nvme);
+        assert_eq!(estimate.models[0].tier, Some(Tier::Origin));
+        assert_eq!(estimate.models[0].fetch_bytes, 30 * MIB);
+        assert_eq!(estimate.obstacles, [Obstacle::Unknown(key("vae/nobody"))]);
+        assert!(estimate.prediction.p50 > node.estimate(&[key("vae/hot")], Tier::Nvme).prediction.p50);
+    }
+
+    #[test]
+    fn what_must_leave_is_named_and_what_is_wanted_stays() {
+        let node = node();
+        let leaving = |estimate: &[Victim]| estimate.iter().map(|victim| victim.model.to_string()).collect::<Vec<_>>();
+        let estimate = node.estimate(&[key("vae/huge")], Tier::Nvme);
+        assert_eq!(leaving(&estimate.evicts), ["vae/cold", "vae/hot"]);
+        let estimate = node.estimate(&[key("vae/huge"), key("vae/cold")], Tier::Nvme);
+        assert!(
+            matches!(estimate.obstacles[..], [Obstacle::NoRoom { needed, available }]
+            if needed == 90 * MIB && available == 80 * MIB),
+            "{:?}",
+            estimate.obstacles
+        );
+        let estimate = node.estimate(&[key("vae/cold")], Tier::Ram);
+        assert_eq!(leaving(&estimate.demotes), ["vae/hot"]);
+        assert_eq!(estimate.models[0].lock_bytes, 20 * MIB);
+        let estimate = node.estimate(&[key("vae/cold"), key("vae/hot")], Tier::Ram);
+        assert!(matches!(estimate.obstacles[..], [Obstacle::NoMemory { .. }]), "{:?}", estimate.obstacles);
+    }
+
+    #[test]
+    fn what_is_larger_than_the_tier_never_fits() {
+        let estimate = node().estimate(&[key("vae/giant")], Tier::Nvme);
+        assert!(matches!(estimate.obstacles[..], [Obstacle::NoRoom { .. }]), "{:?}", estimate.obstacles);
+        assert!(estimate.evicts.is_empty(), "nothing leaves for what cannot come");
+    }
+
+    #[test]
+    fn a_flight_under_way_is_joined_and_demand_ahead_is_waited_for() {
+        let mut node = node();
+        let flight = |n, name: &str, pieces_left, demand| FlightAhead {
+            flight: FlightId(n),
+            models: vec![key(name)],
+            digest: None,
+            origin: OriginName::new("o"),
+            bytes: 30 * MIB,
+            piece_bytes: 8 * MIB,
+            pieces_left,
+            demand,
+            opens: false,
+            reserved: true,
+        };
+        let alone = node.estimate(&[key("vae/far")], Tier::Nvme);
+        node.flights = vec![flight(1, "vae/far", 1.0, true)];
+        let joined = node.estimate(&[key("vae/far")], Tier::Nvme);
+        assert_eq!(joined.models[0].flight, Some(FlightId(1)));
+        assert_eq!(joined.models[0].fetch_bytes, 8 * MIB);
+        assert!(joined.prediction.raw < alone.prediction.raw);
+
+        node.flights = vec![flight(2, "vae/other", 160.0, false)];
+        assert!((node.estimate(&[key("vae/far")], Tier::Nvme).prediction.raw - alone.prediction.raw).abs() < 1e-9);
+        node.flights = vec![flight(2, "vae/other", 160.0, true)];
+        assert!(node.estimate(&[key("vae/far")], Tier::Nvme).prediction.raw > alone.prediction.raw * 2.0);
+    }
+}
