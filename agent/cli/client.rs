@@ -17,8 +17,10 @@ use crate::cli::exit::{Exit, Failure};
 use crate::config;
 use crate::rpc::ANSWER_BYTES_MAX;
 use crate::rpc::pb::cache_service_client::CacheServiceClient;
+use crate::rpc::pb::comfy_service_client::ComfyServiceClient;
 use crate::rpc::pb::node_service_client::NodeServiceClient;
 use crate::rpc::pb::placement_service_client::PlacementServiceClient;
+use crate::rpc::pb::report_service_client::ReportServiceClient;
 use crate::rpc::pb::workflow_service_client::WorkflowServiceClient;
 use tonic_health::pb::health_client::HealthClient;
 
@@ -83,6 +85,8 @@ pub(crate) struct Daemon {
     pub node: NodeServiceClient<Wire>,
     /// `PlacementService`.
     pub placement: PlacementServiceClient<Wire>,
+    /// `ReportService`.
+    pub report: ReportServiceClient<Wire>,
     /// `WorkflowService`.
     pub workflow: WorkflowServiceClient<Wire>,
     /// `grpc.health.v1`.
@@ -102,9 +106,21 @@ pub(crate) async fn connect(reach: &Reach, env: &BTreeMap<String, String>) -> Re
         cache: CacheServiceClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
         node: NodeServiceClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
         placement: PlacementServiceClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
+        report: ReportServiceClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
         workflow: WorkflowServiceClient::new(wire.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
         health: HealthClient::new(wire),
     })
+}
+
+/// Connects to the daemon's `ComfyService`.
+///
+/// # Errors
+///
+/// As [`connect`].
+pub(crate) async fn comfy(reach: &Reach, env: &BTreeMap<String, String>) -> Result<ComfyServiceClient<Wire>, Failure> {
+    let bearer = Bearer { header: token(reach, env)?, timeout: reach.timeout };
+    let wire = InterceptedService::new(channel(reach, env).await?, bearer);
+    Ok(ComfyServiceClient::new(wire).max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 
 /// Connects to the place that was given, or to the first socket of this user or this system where somebody answers.

@@ -45,7 +45,8 @@ pub(crate) fn line(occurrence: &pb::Occurrence) -> String {
     format!("{:>6}  {at}  {what}", occurrence.resume_token)
 }
 
-fn words(what: &What) -> String {
+/// What happened, in words.
+pub(crate) fn words(what: &What) -> String {
     match what {
         What::Started(started) => format!("started with {}, {}", count(started.blobs, "blob"), size(started.bytes)),
         What::Stored(stored) => stored_words(stored),

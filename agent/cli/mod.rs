@@ -12,11 +12,12 @@ use crate::config::{self, Config};
 
 mod check_config;
 mod client;
+mod comfy;
 mod demo;
 mod disk;
 mod doctor;
 mod ensure;
-mod events;
+pub(crate) mod events;
 mod exec;
 pub mod exit;
 mod fleet;
@@ -27,6 +28,7 @@ mod push;
 mod ram;
 mod readiness;
 mod replay;
+mod report;
 mod scan;
 mod status;
 mod top;
@@ -104,12 +106,16 @@ enum Command {
     Readiness(readiness::ReadinessArgs),
     /// Ask every node of a fleet how soon models could be ready there
     Fleet(fleet::FleetArgs),
+    /// Say what the cache saved over some hours, and what got worse
+    Report(report::ReportArgs),
     /// List the processes that load models onto GPUs, and what they hold there
     Workers,
     /// Show what happened, and why
     Events(events::EventsArgs),
     /// Replay a trace of requests through the engine: what people would have waited
     Replay(replay::ReplayArgs),
+    /// Work with ComfyUI: its queues, its folders, its node pack
+    Comfy(comfy::ComfyArgs),
     /// Ask the daemon whether it serves: for container health checks
     Health,
     /// Check the configuration and print what is in force
@@ -132,6 +138,7 @@ impl Command {
         match self {
             Self::Serve | Self::Completions { .. } => [&REACH[..], &["json", "quiet"]].concat(),
             Self::Push(_) | Self::CheckConfig(_) | Self::Demo(_) | Self::Fleet(_) | Self::Replay(_) => REACH.to_vec(),
+            Self::Comfy(args) if !args.is_client() => REACH.to_vec(),
             Self::Ensure(args) if args.standalone => REACH.into_iter().filter(|name| *name != "timeout").collect(),
             Self::Resolve(workflow::ResolveArgs { offline: true, .. })
             | Self::Scan(scan::ScanArgs { offline: true, .. }) => REACH.to_vec(),
@@ -156,7 +163,9 @@ impl Command {
             | Self::Verify(_)
             | Self::Refresh(_)
             | Self::Readiness(_)
+            | Self::Report(_)
             | Self::Events(_)
+            | Self::Comfy(_)
             | Self::Health => Vec::new(),
         }
     }
@@ -313,9 +322,11 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Refresh(args) => disk::refresh(context, args).await,
         Command::Readiness(args) => readiness::readiness(context, args).await,
         Command::Fleet(args) => fleet::fleet(context, args).await,
+        Command::Report(args) => report::report(context, args).await,
         Command::Workers => workers::workers(context).await,
         Command::Events(args) => events::events(context, args).await,
         Command::Replay(args) => replay::replay(context, &args),
+        Command::Comfy(args) => comfy::comfy(context, args).await,
         Command::Health => status::health(context).await,
         Command::CheckConfig(args) => check_config::check_config(context, args),
         Command::Demo(args) => demo::demo(context, args).await,
@@ -381,6 +392,7 @@ mod tests {
             "tierd refresh r2",
             "tierd fleet vae/a --label gpu=h100 --within 2s --json",
             "tierd readiness vae/a vae/b --target ram --json",
+            "tierd report --since 7d --json",
             "tierd workers --json",
             "tierd models --tier vram",
             "tierd events --follow --since 7",
@@ -388,6 +400,11 @@ mod tests {
             "tierd check-config --example",
             "tierd demo --size 300MiB --keep",
             "tierd replay week.csv.gz --policy lru --ram 64GiB --disk 25% --queue 2 --json --decisions moves.csv",
+            "tierd comfy status --prompts 3 --json",
+            "tierd comfy paths --models /m --last",
+            "tierd comfy install /c --link /p",
+            "tierd comfy install /c --uninstall",
+            "tierd comfy unmark",
             "tierd completions bash",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).expect_err("failed"));
@@ -420,6 +437,11 @@ mod tests {
             "tierd promote",
             "tierd replay",
             "tierd replay week.csv --policy mru",
+            "tierd comfy",
+            "tierd comfy install",
+            "tierd comfy install /c --link /p --uninstall",
+            "tierd comfy paths --socket /run/x",
+            "tierd comfy status --prompts 0",
             "tierd ensure vae/a --standalone --ca x.pem",
         ] {
             assert!(parse(line).is_err(), "{line}");

@@ -29,6 +29,7 @@ pub use places::{client_sockets, default_socket, find_config};
 pub use problems::{ConfigProblems, PROBLEMS_MAX, Place, Problem};
 pub use reference::{reference_markdown, reference_toml};
 
+use crate::comfy::bridge::ServerConfig;
 use problems::Gathered;
 use reader::Reader;
 
@@ -61,11 +62,15 @@ pub struct ComfyConfig {
     pub gate_timeout: Duration,
     /// Whether advice is carried out by `POST /free`. Default false: it unloads every model of a server.
     pub free: bool,
+    /// Servers whose queues are read ahead. Default none.
+    pub servers: Vec<ServerConfig>,
+    /// Prompts of a queue, the running one included, whose models are held in RAM. Default 2.
+    pub ram_ahead: u32,
 }
 
 impl Default for ComfyConfig {
     fn default() -> Self {
-        Self { gate: true, gate_timeout: Duration::from_secs(30 * 60), free: false }
+        Self { gate: true, gate_timeout: Duration::from_secs(30 * 60), free: false, servers: Vec::new(), ram_ahead: 2 }
     }
 }
 
@@ -76,7 +81,7 @@ pub struct ListenConfig {
     pub unix: PathBuf,
     /// gRPC over TCP, off by default.
     pub tcp: Option<TcpConfig>,
-    /// `/metrics`, `/livez`, `/readyz`: plain HTTP, read-only. Default 127.0.0.1:9469.
+    /// The status page, `/metrics`, `/livez`, `/readyz`: plain HTTP, read-only. Default 127.0.0.1:9469.
     pub http: Option<SocketAddr>,
     /// Most requests at once, over all connections. Default 1024.
     pub requests_max: u32,

@@ -10,6 +10,8 @@ use tierd_cache::config::{
 use tierd_cache::plan::PolicyKind;
 use tierd_cache::units::Share;
 
+use crate::comfy::bridge::{SERVERS_MAX, ServerConfig};
+
 use super::options::Section;
 use super::problems::Place;
 use super::raw::{Raw, Table};
@@ -47,7 +49,7 @@ pub(super) fn build(raw: &Raw, reader: &mut Reader<'_>) -> Config {
         log: log(raw),
         drain_deadline: time(daemon, "drain_deadline").unwrap_or(Duration::from_secs(20)),
         fleet: super::fleet::fleet(raw, reader),
-        comfy: comfy(raw),
+        comfy: comfy(raw, reader),
     }
 }
 
@@ -55,6 +57,7 @@ fn store(raw: &Raw, reader: &mut Reader<'_>) -> StoreConfig {
     let table = raw.tables.get(&Section::Store);
     let path = table.and_then(|table| reader.path(table, "path"));
     let mut store = StoreConfig::at(path.unwrap_or_else(|| places::state(reader.env, reader.root)));
+    store.marks = flag(raw.tables.get(&Section::Comfy), "marks").unwrap_or(store.marks);
     let Some(table) = table else { return store };
     let some = Some(table);
     store.models = reader.path(table, "models").unwrap_or(store.models);
@@ -128,14 +131,47 @@ fn vram(raw: &Raw, reader: &mut Reader<'_>) -> VramConfig {
     vram
 }
 
-fn comfy(raw: &Raw) -> ComfyConfig {
+fn comfy(raw: &Raw, reader: &mut Reader<'_>) -> ComfyConfig {
     let table = raw.tables.get(&Section::Comfy);
     let comfy = ComfyConfig::default();
+    let servers = table.map(|table| servers(table, reader)).unwrap_or_default();
     ComfyConfig {
         gate: flag(table, "gate").unwrap_or(comfy.gate),
         gate_timeout: time(table, "gate_timeout").unwrap_or(comfy.gate_timeout),
         free: flag(table, "free").unwrap_or(comfy.free),
+        servers,
+        ram_ahead: count32(table, "ram_ahead").unwrap_or(comfy.ram_ahead),
     }
+}
+
+/// ComfyUI's servers: addresses with commas between them, each called by its `host:port`.
+fn servers(table: &Table, reader: &mut Reader<'_>) -> Vec<ServerConfig> {
+    let given = text(table, "servers").unwrap_or_default();
+    let mut servers: Vec<ServerConfig> = Vec::new();
+    for url in given.split([',', ' ']).map(str::trim).filter(|url| !url.is_empty()) {
+        let mut wrong = |what: String| {
+            let right = "write http://host:port, such as http://127.0.0.1:8188; ComfyUI speaks no TLS by itself";
+            reader.problems.add_with(table.place_of("servers"), table.path("servers"), what, right);
+        };
+        let parsed =
+            url.parse::<http::Uri>().ok().filter(|uri| uri.scheme_str() == Some("http") && uri.query().is_none());
+        let authority =
+            parsed.as_ref().and_then(http::Uri::authority).filter(|authority| !authority.as_str().contains('@'));
+        // The address itself is not shown if it may hold a password.
+        let Some(name) = authority.map(ToString::to_string) else {
+            wrong("holds something that is no server's address".to_owned());
+            continue;
+        };
+        if servers.iter().any(|server| server.name == name) {
+            wrong(format!("names {name} twice"));
+        }
+        servers.push(ServerConfig { name, url: url.to_owned() });
+    }
+    if servers.len() > SERVERS_MAX {
+        let what = format!("names {} servers, more than {SERVERS_MAX}", servers.len());
+        reader.problems.add(table.place_of("servers"), table.path("servers"), what);
+    }
+    servers
 }
 
 fn fetch(raw: &Raw, reader: &mut Reader<'_>) -> FetchConfig {

@@ -63,7 +63,10 @@ impl Config {
         writeln!(f, "\n[comfy]\ngate = {}\nfree = {}", comfy.gate, comfy.free)?;
         put(f, "gate_timeout", &exact_duration(comfy.gate_timeout))?;
         put(f, "worker_expiry", &exact_duration(vram.worker_expiry))?;
-        writeln!(f, "vram_high_percent = {}\nvram_low_percent = {}", vram.high_percent, vram.low_percent)
+        writeln!(f, "vram_high_percent = {}\nvram_low_percent = {}", vram.high_percent, vram.low_percent)?;
+        writeln!(f, "ram_ahead = {}\nmarks = {}", comfy.ram_ahead, self.engine.store.marks)?;
+        let servers: Vec<&str> = comfy.servers.iter().map(|server| server.url.as_str()).collect();
+        if servers.is_empty() { Ok(()) } else { put(f, "servers", &servers.join(", ")) }
     }
 
     fn put_listen(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

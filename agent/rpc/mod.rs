@@ -3,6 +3,7 @@
 
 mod cache;
 mod caller;
+mod comfy;
 mod connection;
 pub mod convert;
 pub(crate) mod ensure;
@@ -14,6 +15,7 @@ mod listen;
 mod node;
 mod occurrence;
 mod placement;
+mod report;
 mod server;
 pub mod time;
 pub(crate) mod workflow;

@@ -13,21 +13,26 @@ use tonic::transport;
 use tonic_health::server::HealthReporter;
 use tower::Layer;
 
+use crate::comfy::bridge::Seen;
 use crate::comfy::pack_api::{self, PackApi, Watches};
 use crate::config::{ComfyConfig, ListenConfig};
 use crate::gpu::GpuMeter;
 use crate::rpc::FILE_DESCRIPTOR_SET;
 use crate::rpc::cache::Cache;
+use crate::rpc::comfy::Comfy;
 use crate::rpc::gate::Gate;
 use crate::rpc::hint::HintRpc;
 use crate::rpc::listen::{self, RpcError, UnixSocket};
 use crate::rpc::node::Node;
 use crate::rpc::pb::cache_service_server::CacheServiceServer;
+use crate::rpc::pb::comfy_service_server::ComfyServiceServer;
 use crate::rpc::pb::hint_service_server::HintServiceServer;
 use crate::rpc::pb::node_service_server::NodeServiceServer;
 use crate::rpc::pb::placement_service_server::PlacementServiceServer;
+use crate::rpc::pb::report_service_server::ReportServiceServer;
 use crate::rpc::pb::workflow_service_server::WorkflowServiceServer;
 use crate::rpc::placement::Placement;
+use crate::rpc::report::Reports;
 use crate::rpc::workflow::{READERS_MAX, Workflow};
 
 /// How often a silent connection is asked whether it lives: dead launchers must not hold streams for long.
@@ -52,6 +57,8 @@ pub struct Served {
     pub comfy: ComfyConfig,
     /// Where models appear.
     pub models: std::path::PathBuf,
+    /// ComfyUI's servers, as the bridge has them.
+    pub seen: Arc<Seen>,
 }
 
 /// The sockets, bound and not yet served.
@@ -123,6 +130,7 @@ impl Server {
             health.set_not_serving::<CacheServiceServer<Cache>>().await;
             health.set_not_serving::<NodeServiceServer<Node>>().await;
             health.set_not_serving::<PlacementServiceServer<Placement>>().await;
+            health.set_not_serving::<ReportServiceServer<Reports>>().await;
             health.set_not_serving::<WorkflowServiceServer<Workflow>>().await;
             health.set_not_serving::<HintServiceServer<HintRpc>>().await;
         };
@@ -169,13 +177,18 @@ async fn services(
         .max_decoding_message_size(config.message_bytes_max);
     let placement = PlacementServiceServer::new(Placement { engine: handle.clone() })
         .max_decoding_message_size(config.message_bytes_max);
+    let report = ReportServiceServer::new(Reports { engine: handle.clone() })
+        .max_decoding_message_size(config.message_bytes_max);
     let (bytes_max, readers) = (config.workflow_bytes_max, Arc::new(Semaphore::new(READERS_MAX)));
     let workflow = Workflow { engine: handle.clone(), stop: stop.clone(), bytes_max, readers };
     let workflow = WorkflowServiceServer::new(workflow).max_decoding_message_size(bytes_max + ENVELOPE_BYTES_MAX);
+    let comfy = ComfyServiceServer::new(Comfy { engine: handle.clone(), seen: served.seen.clone() })
+        .max_decoding_message_size(config.message_bytes_max);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<CacheServiceServer<Cache>>().await;
     health.set_serving::<NodeServiceServer<Node>>().await;
     health.set_serving::<PlacementServiceServer<Placement>>().await;
+    health.set_serving::<ReportServiceServer<Reports>>().await;
     health.set_serving::<WorkflowServiceServer<Workflow>>().await;
     health.set_serving::<HintServiceServer<HintRpc>>().await;
 
@@ -188,9 +201,13 @@ async fn services(
     // Both versions: older tools know only v1alpha.
     let v1 = describe().build_v1().map_err(failed)?;
     let v1alpha = describe().build_v1alpha().map_err(failed)?;
-    let mut routes =
-        Routes::new(cache).add_service(node).add_service(hint).add_service(placement).add_service(workflow);
-    routes = routes.add_service(health_service).add_service(v1).add_service(v1alpha);
+    let mut routes = Routes::new(cache)
+        .add_service(node)
+        .add_service(hint)
+        .add_service(placement)
+        .add_service(workflow)
+        .add_service(report);
+    routes = routes.add_service(comfy).add_service(health_service).add_service(v1).add_service(v1alpha);
     let pack = pack_api::router(PackApi {
         engine: handle.clone(),
         comfy: served.comfy.clone(),

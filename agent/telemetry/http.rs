@@ -1,5 +1,5 @@
-//! The HTTP listener for machines that watch: `/metrics`, `/livez`, `/readyz`. Read-only, plain, bounded; one request a
-//! connection.
+//! The HTTP listener for those that watch: `/metrics`, `/livez`, `/readyz` for machines, the status page at `/` for people.
+//! Read-only, plain, bounded; one request a connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,6 +22,7 @@ use tokio::time::{MissedTickBehavior, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::health::Health;
+use super::page::{self, Live};
 use super::vram::VramMeter;
 use crate::host::ProcessMeter;
 
@@ -43,6 +44,8 @@ pub struct HttpState {
     pub metrics: PrometheusHandle,
     /// Measures the process when somebody asks.
     pub process: Arc<ProcessMeter>,
+    /// What the status page shows.
+    pub page: Arc<Live>,
     /// Measures VRAM when somebody asks.
     pub vram: VramMeter,
 }
@@ -93,12 +96,15 @@ impl HttpServer {
     /// [`HttpError::Serve`] if the listener ends by itself.
     pub async fn run(self, state: HttpState, stop: CancellationToken) -> Result<(), HttpError> {
         let upkeep = tokio::spawn(upkeep(state.metrics.clone()));
+        let local = self.address().is_some_and(|address| address.ip().is_loopback());
+        let page = page::routes(state.page.clone(), local);
         let router = Router::new()
             .route("/metrics", get(metrics))
             .route("/livez", get(livez))
             .route("/readyz", get(readyz))
-            .fallback(|| async { (StatusCode::NOT_FOUND, "try /metrics, /livez or /readyz\n") })
-            .with_state(state);
+            .fallback(|| async { (StatusCode::NOT_FOUND, "try /, /metrics, /livez or /readyz\n") })
+            .with_state(state)
+            .merge(page);
         // Each connection carries one request: then the limits on connections are limits on requests.
         let router = router.layer(axum::middleware::map_response(close));
         let bounded = Bounded { listener: self.listener, slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
@@ -252,10 +258,9 @@ mod tests {
         let health = Arc::new(Health::default());
         let metrics = PrometheusBuilder::new().build_recorder().handle();
         let process = Arc::new(ProcessMeter::default());
-        let (state, stop) = (
-            HttpState { health: health.clone(), metrics, process, vram: VramMeter::default() },
-            CancellationToken::new(),
-        );
+        let (page, vram) = (Arc::default(), VramMeter::default());
+        let state = HttpState { health: health.clone(), metrics, process, page, vram };
+        let stop = CancellationToken::new();
         let task = tokio::spawn(server.run(state, stop.clone()));
         Running { address, health, stop, task }
     }
@@ -284,7 +289,7 @@ mod tests {
         assert!(ask(server.address, "/livez", "*/*").await.starts_with("HTTP/1.1 503"));
         let answer = ask(server.address, "/metrics", "*/*").await;
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("version=0.0.4"), "{answer}");
-        assert!(ask(server.address, "/", "*/*").await.starts_with("HTTP/1.1 404"));
+        assert!(ask(server.address, "/nothing", "*/*").await.starts_with("HTTP/1.1 404"));
         server.stop.cancel();
         server.task.await.expect("no panic").expect("a clean end");
     }

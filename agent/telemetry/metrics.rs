@@ -65,7 +65,7 @@ const INTRODUCTION: &str = "\
 
 The daemon serves them in Prometheus' text format at `/metrics` on the address `listen.http` (127.0.0.1:9469 unless configured).
 Labels have few, known values: an origin's configured name, or a word from the lists below; never a path, a model or an address.
-A metric appears once it has been measured for the first time.
+A metric appears once it has been measured for the first time; counters whose first step is worth an alert stand at 0 from the start.
 
 On the same address, `/livez` answers 200 while the process and its engine answer within a second, and `/readyz` answers 200 while
 models can be asked for: the store is open, gRPC listens, and the daemon is not shutting down. Otherwise both answer 503, with
@@ -82,6 +82,7 @@ mod tests {
     use tierd_cache::engine::view::{DemoteReason, EvictReason, Phase, Tier};
     use tierd_cache::ids::OriginName;
     use tierd_cache::metrics as measured;
+    use tierd_cache::plan::calibration::Class;
 
     use super::*;
 
@@ -98,24 +99,32 @@ mod tests {
             let origin = OriginName::new("r2");
             measured::fetched(&origin, 5);
             measured::request_ended(&origin, measured::RequestOutcome::Denied, Duration::from_millis(20));
+            measured::answered(&origin, Duration::from_millis(20));
             measured::retried(&origin);
             measured::connections(&origin, 3);
             measured::origin_up(&origin, true);
             measured::origin_models(&origin, 9);
             measured::store_bytes(1, 2, 3, 4);
             measured::store_models(1);
+            measured::stored(7);
             measured::evicted(&EvictReason::Asked { by: "me".to_owned() }, 7);
             measured::committed(Duration::from_millis(1));
             measured::damaged(1);
             measured::ram_bytes(1, 2, 3, 4);
             measured::ram_models(1);
             measured::ram_locked(7, Duration::from_millis(1));
+            measured::ram_landed(true, 7);
             measured::ram_demoted(&DemoteReason::Removed, 7);
+            measured::ram_landed(true, 1);
             measured::ram_pressure("psi");
             measured::estimate_error(0.1);
             measured::fleet_connected(true);
             measured::fleet_message();
             measured::ensure_ended(measured::EnsureOutcome::Hit, Tier::Nvme, Duration::from_millis(1));
+            measured::model_ready(Tier::Ram, 7);
+            measured::estimate_error(0.1);
+            measured::estimate_compared(Class::Lock, 1.0, 2.5);
+            measured::flight_failed("corrupt");
             measured::flights(Phase::Fetching, 2);
             measured::flights(Phase::Failed, 99);
             measured::waiters(1);
@@ -127,6 +136,11 @@ mod tests {
             measured::vram::advised();
             measured::vram::received(measured::vram::Hint::Report);
             measured::vram::dropped(measured::vram::Dropped::Unknown);
+            measured::ahead(tierd_cache::engine::event::Ahead::Dropped);
+            measured::comfy(1, 0, 1, 2);
+            measured::comfy_prompts("seen", 1);
+            measured::comfy_unresolved();
+            measured::comfy_read("ok");
             measured::rpc_ended("Ensure", "OK");
             measured::rpc_answered("Ensure", Duration::from_millis(1));
             let (resident_bytes, cpu_seconds, started) = (1, 0.5, 2);
@@ -153,6 +167,7 @@ mod tests {
         }
         assert!(text.contains("tierd_fetch_requests_total{origin=\"r2\",outcome=\"denied\"} 1"), "{text}");
         assert!(text.contains("tierd_fetch_request_seconds_bucket{origin=\"r2\",le=\"0.025\"} 1"), "{text}");
+        assert!(text.contains("tierd_engine_estimates_total{class=\"lock\",verdict=\"short\"} 1"), "{text}");
         assert!(!text.contains("99"), "ended flights are counted: {text}");
     }
 }

@@ -51,6 +51,8 @@ pub struct StoreConfig {
     pub file_mode: u32,
     /// Mode of folders. Default 0750, for the same reason.
     pub dir_mode: u32,
+    /// Whether models that could be had but are not here appear in the models folder as dangling links. Default false.
+    pub marks: bool,
 }
 
 /// L2: how much RAM may be held.
@@ -120,6 +122,7 @@ impl StoreConfig {
             direct_io: DirectIo::Auto,
             file_mode: 0o640,
             dir_mode: 0o750,
+            marks: false,
         }
     }
 }

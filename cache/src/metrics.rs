@@ -1,12 +1,21 @@
 //! The metrics: every one of them a constant with its unit, kind, description and closed labels, and one small function
 //! for each thing that is measured. Nobody else names a metric. No label ever holds a path, an address or free text.
 
+mod outcome;
+mod prime;
+mod seen;
+
 use std::time::Duration;
 
 use metrics::{Unit, counter, gauge, histogram};
 
+use crate::engine::event::Ahead;
 use crate::engine::view::{DemoteReason, EvictReason, Phase, Tier};
 use crate::ids::OriginName;
+
+pub use self::outcome::{EnsureOutcome, RequestOutcome};
+pub use self::prime::prime_origin;
+pub use self::seen::{answered, estimate_compared, flight_failed, model_ready, stored};
 
 pub mod vram;
 
@@ -51,6 +60,8 @@ const REASON: (&str, &str) = ("reason", "`room`, `asked`, `shrunk`, `replaced`")
 
 const DEMOTE_REASON: (&str, &str) = ("reason", "`room`, `asked`, `pressure`, `shrunk`, `removed`, `failed`");
 
+const FROM: (&str, &str) = ("from", "`vram`, `ram`, `nvme`, `origin`");
+
 const fn metric(
     name: &'static str,
     unit: Unit,
@@ -85,6 +96,8 @@ metrics! {
         "Requests to an origin that are under way.";
     FETCH_REQUEST_SECONDS = "tierd_fetch_request_seconds", Seconds, Kind::Histogram(REQUEST_BUCKETS), &[ORIGIN],
         "Time from a ranged request to the last byte of its answer.";
+    FETCH_FIRST_BYTE_SECONDS = "tierd_fetch_first_byte_seconds", Seconds, Kind::Histogram(REQUEST_BUCKETS), &[ORIGIN],
+        "Time from a ranged request to the head of a good answer: the origin's latency.";
     ORIGIN_UP = "tierd_origin_up", Count, Kind::Gauge, &[ORIGIN],
         "1 if the origin's last answer was a good one, else 0.";
     ORIGIN_MODELS = "tierd_origin_models", Count, Kind::Gauge, &[ORIGIN],
@@ -94,6 +107,10 @@ metrics! {
         "Bytes of the disk tier: used by models, promised to flights, most that both may take, and free on the file system.";
     STORE_MODELS = "tierd_store_models", Count, Kind::Gauge, &[],
         "Models on the disk.";
+    STORE_STORED = "tierd_store_stored_total", Count, Kind::Counter, &[],
+        "Models that became whole and visible on the disk.";
+    STORE_STORED_BYTES = "tierd_store_stored_bytes_total", Bytes, Kind::Counter, &[],
+        "Bytes of these models: what came into the disk tier.";
     STORE_EVICTIONS = "tierd_store_evictions_total", Count, Kind::Counter, &[REASON],
         "Models that left the disk. Many for `room` mean that the budget is smaller than what is in use.";
     STORE_EVICTED_BYTES = "tierd_store_evicted_bytes_total", Bytes, Kind::Counter, &[REASON],
@@ -146,6 +163,13 @@ metrics! {
     ENGINE_ENSURE_SECONDS = "tierd_engine_ensure_seconds", Seconds, Kind::Histogram(ENSURE_BUCKETS),
         &[("from", "`vram`, `ram`, `nvme`, `origin`: the slowest tier that a model of the set was in")],
         "Time from an ensure to its end.";
+    ENGINE_MODELS = "tierd_engine_models_total", Count, Kind::Counter, &[FROM],
+        "Models that were made ready, by the tier that each was in when it was asked for: `origin` is a miss, the others are hits.";
+    ENGINE_MODEL_BYTES = "tierd_engine_model_bytes_total", Bytes, Kind::Counter, &[FROM],
+        "Bytes of these models. What was not `origin` did not have to be fetched again.";
+    ENGINE_ESTIMATES = "tierd_engine_estimates_total", Count, Kind::Counter,
+        &[("class", "`hit`, `lock`, `fetch`"), ("verdict", "`near`, `short`, `long`")],
+        "Estimates that were compared with what came: within a factor of two, told less than half of it, or more than twice. Hits take a millisecond, where the scheduler of the system decides.";
     ENGINE_ESTIMATE_ERROR = "tierd_engine_estimate_error_ratio", Count, Kind::Histogram(ERROR_BUCKETS), &[],
         "How far the estimate of a set's time was off, as a share of the time that it took: 0.1 is a tenth. A median above 0.5 means that the node surprises itself.";
     FLEET_CONNECTED = "tierd_fleet_connected", Count, Kind::Gauge, &[],
@@ -155,12 +179,30 @@ metrics! {
     ENGINE_FLIGHTS = "tierd_engine_flights", Count, Kind::Gauge,
         &[("phase", "`waiting`, `checking`, `fetching`, `finishing`")],
         "Flights under way.";
+    ENGINE_FLIGHTS_FAILED = "tierd_engine_flights_failed_total", Count, Kind::Counter,
+        &[("fault", "the kind of fault, as in `corrupt`, `no_room`, `origin_unavailable`")],
+        "Flights that ended badly. `corrupt` means that an origin's bytes are not what their digest says.";
     ENGINE_WAITERS = "tierd_engine_waiters", Count, Kind::Gauge, &[],
         "Callers that wait for models.";
     ENGINE_LEASES = "tierd_engine_leases", Count, Kind::Gauge, &[],
         "Leases held.";
     ENGINE_EVENTS_DROPPED = "tierd_engine_events_dropped_total", Count, Kind::Counter, &[],
         "Events that a watcher was too slow for; it is told to list everything again.";
+    ENGINE_AHEAD = "tierd_engine_ahead_total", Count, Kind::Counter,
+        &[("what", "`started`, `upgraded`, `dropped`, `let_finish`, `failed`")],
+        "Fetches for models that only queued prompts need: started, upgraded to demand as their prompt came near, dropped or let finish because it left the queue, failed. `dropped` and `let_finish` are what was fetched in vain.";
+    COMFY_SERVERS = "tierd_comfy_servers", Count, Kind::Gauge, &[("state", "`up`, `down`")],
+        "ComfyUI servers whose queues are read ahead.";
+    COMFY_QUEUE = "tierd_comfy_queue_prompts", Count, Kind::Gauge, &[("state", "`running`, `pending`")],
+        "Prompts in the queues of all ComfyUI servers.";
+    COMFY_PROMPTS = "tierd_comfy_prompts_total", Count, Kind::Counter,
+        &[("outcome", "`seen`, `succeeded`, `failed`, `left`")],
+        "Prompts of ComfyUI servers: seen in a queue, and how they ended; `left` without a trace in the server's history.";
+    COMFY_UNRESOLVED = "tierd_comfy_unresolved_total", Count, Kind::Counter, &[],
+        "Queued prompts that need a model which no origin and no tier knows.";
+    COMFY_READS = "tierd_comfy_queue_reads_total", Count, Kind::Counter,
+        &[("outcome", "`ok`, `unreachable`, `malformed`, `too_large`")],
+        "Times that a ComfyUI server's queue was read, by how that went.";
     RPC_REQUESTS = "tierd_rpc_requests_total", Count, Kind::Counter,
         &[("method", "the name of the rpc"), ("code", "the gRPC status, as in `OK`, `NOT_FOUND`")],
         "gRPC requests that ended.";
@@ -177,7 +219,8 @@ metrics! {
         "When the daemon started, in seconds since 1970 UTC.";
 }
 
-/// Tells the recorder the units and descriptions of all metrics. Call once, after it is installed.
+/// Tells the recorder the units and descriptions of all metrics, and shows counters at zero where the first step matters.
+/// Call once, after it is installed.
 pub fn describe_all() {
     for metric in ALL {
         match metric.kind {
@@ -186,79 +229,7 @@ pub fn describe_all() {
             Kind::Histogram(_) => metrics::describe_histogram!(metric.name, metric.unit, metric.description),
         }
     }
-}
-
-/// How a ranged request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RequestOutcome {
-    /// All its bytes came.
-    Ok,
-    /// The object is another one now.
-    Changed,
-    /// The origin asked us to wait: 429 or 503.
-    Throttled,
-    /// Another 5xx.
-    ServerError,
-    /// No answer in time.
-    Timeout,
-    /// Silence inside the answer.
-    Stalled,
-    /// The connection broke.
-    Reset,
-    /// The answer ended early.
-    Truncated,
-    /// Credentials refused: 401 or 403.
-    Denied,
-    /// No such object: 404 or 410.
-    NotFound,
-    /// Anything else.
-    Other,
-}
-
-impl RequestOutcome {
-    /// Its label.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Changed => "changed",
-            Self::Throttled => "throttled",
-            Self::ServerError => "server_error",
-            Self::Timeout => "timeout",
-            Self::Stalled => "stalled",
-            Self::Reset => "reset",
-            Self::Truncated => "truncated",
-            Self::Denied => "denied",
-            Self::NotFound => "not_found",
-            Self::Other => "other",
-        }
-    }
-}
-
-/// How an ensure ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum EnsureOutcome {
-    /// Everything was there.
-    Hit,
-    /// Something was fetched for it.
-    Fetched,
-    /// It waited for flights of others only.
-    Joined,
-    /// At least one model could not be made ready.
-    Failed,
-}
-
-impl EnsureOutcome {
-    /// Its label.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Fetched => "fetched",
-            Self::Joined => "joined",
-            Self::Failed => "failed",
-        }
-    }
+    prime::prime();
 }
 
 /// Bytes arrived from an origin. Call it once a piece or chunk, not once a packet: it looks the counter up.
@@ -328,14 +299,17 @@ pub fn damaged(pieces: u64) {
 
 /// An ensure ended. `from` is the slowest tier that a model of the set was in when it was asked for.
 pub fn ensure_ended(outcome: EnsureOutcome, from: Tier, elapsed: Duration) {
-    let from = match from {
+    counter!(ENGINE_ENSURES.name, "outcome" => outcome.label()).increment(1);
+    histogram!(ENGINE_ENSURE_SECONDS.name, "from" => tier(from)).record(elapsed);
+}
+
+fn tier(tier: Tier) -> &'static str {
+    match tier {
         Tier::Vram => "vram",
         Tier::Ram => "ram",
         Tier::Nvme => "nvme",
         Tier::Origin => "origin",
-    };
-    counter!(ENGINE_ENSURES.name, "outcome" => outcome.label()).increment(1);
-    histogram!(ENGINE_ENSURE_SECONDS.name, "from" => from).record(elapsed);
+    }
 }
 
 /// So many flights are in a phase. Flights that ended are not counted: `Locking`, `Ready` and `Failed` do nothing.
@@ -358,6 +332,41 @@ pub fn waiters(waiters: u64) {
 /// So many leases are held.
 pub fn leases(leases: u64) {
     gauge!(ENGINE_LEASES.name).set(leases as f64);
+}
+
+/// What became of a fetch that nobody asked for.
+pub fn ahead(ahead: Ahead) {
+    let what = match ahead {
+        Ahead::Started => "started",
+        Ahead::Upgraded => "upgraded",
+        Ahead::Dropped => "dropped",
+        Ahead::LetFinish => "let_finish",
+        Ahead::Failed => "failed",
+    };
+    counter!(ENGINE_AHEAD.name, "what" => what).increment(1);
+}
+
+/// ComfyUI's servers and their queues as they are now.
+pub fn comfy(up: u64, down: u64, running: u64, pending: u64) {
+    gauge!(COMFY_SERVERS.name, "state" => "up").set(up as f64);
+    gauge!(COMFY_SERVERS.name, "state" => "down").set(down as f64);
+    gauge!(COMFY_QUEUE.name, "state" => "running").set(running as f64);
+    gauge!(COMFY_QUEUE.name, "state" => "pending").set(pending as f64);
+}
+
+/// Prompts of a ComfyUI server: `seen`, `succeeded`, `failed` or `left`.
+pub fn comfy_prompts(outcome: &'static str, prompts: u64) {
+    counter!(COMFY_PROMPTS.name, "outcome" => outcome).increment(prompts);
+}
+
+/// A queued prompt needs a model that nobody knows.
+pub fn comfy_unresolved() {
+    counter!(COMFY_UNRESOLVED.name).increment(1);
+}
+
+/// A ComfyUI server's queue was read: `ok`, `unreachable`, `malformed` or `too_large`.
+pub fn comfy_read(outcome: &'static str) {
+    counter!(COMFY_READS.name, "outcome" => outcome).increment(1);
 }
 
 /// A watcher was too slow for so many events.
@@ -459,7 +468,8 @@ pub fn process(sample: ProcessSample) {
 mod tests {
     use super::*;
 
-    const ROOMS: [&str; 10] = ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "fleet", "rpc", "process"];
+    const ROOMS: [&str; 11] =
+        ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "comfy", "fleet", "rpc", "process"];
 
     #[test]
     fn every_name_follows_the_rule_and_is_there_once() {

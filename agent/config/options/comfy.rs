@@ -1,11 +1,11 @@
 //! The options of ComfyUI on this node: the gate, the VRAM ledger, advice. A table and nothing else.
 
-use super::Preset::Is;
+use super::Preset::{Is, Unset};
 use super::Section::Comfy;
 use super::{Kind, SECOND, Spec, option};
 
 /// The options.
-pub(super) const OPTIONS: [Spec; 6] = [
+pub(super) const OPTIONS: [Spec; 9] = [
     option(
         Comfy,
         "gate",
@@ -53,5 +53,29 @@ pub(super) const OPTIONS: [Spec; 6] = [
         Is("false"),
         "true",
         "Whether tierd carries advice out itself, by ComfyUI's `POST /free`, at idle servers on this machine. That unloads every model of the server, so it is the operator's to allow.",
+    ),
+    option(
+        Comfy,
+        "servers",
+        Kind::Text,
+        Unset,
+        "\"http://127.0.0.1:8188, http://127.0.0.1:8189\"",
+        "ComfyUI servers whose queues are read ahead, as http addresses with commas between them; nothing is installed there. What a queued prompt needs is on its way before it runs. None by default: a queue holds what people work on, so that the operator says whose is read.",
+    ),
+    option(
+        Comfy,
+        "ram_ahead",
+        Kind::Count(0, 64),
+        Is("2"),
+        "0",
+        "Prompts of a queue, the running one included, whose models are held in RAM before they are read; `0` for none. The next one's models are read from the disk while this one computes; those of more would push out what is in use.",
+    ),
+    option(
+        Comfy,
+        "marks",
+        Kind::Flag,
+        Is("false"),
+        "true",
+        "Whether models that could be fetched appear in the models folder as dangling links, so that ComfyUI's lists show them. Off by default: without the node pack's gate, or a queue that is read ahead, ComfyUI fails on a model that is not here yet.",
     ),
 ];

@@ -22,7 +22,7 @@ pub(super) const OPTIONS: [Spec; 14] = [
         Kind::AddressOrOff,
         Is("\"127.0.0.1:9469\""),
         "\"0.0.0.0:9469\"",
-        "`/metrics`, `/livez` and `/readyz`: plain HTTP, read-only. Local until somebody decides otherwise.",
+        "The status page at `/`, `/metrics`, `/livez` and `/readyz`: plain HTTP, read-only, for everybody who reaches it. Local until somebody decides otherwise.",
     ),
     option(
         Listen,

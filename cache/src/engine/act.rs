@@ -109,14 +109,17 @@ impl Engine {
             Effect::TellReady(id, ready) => {
                 self.count_ready(id, &ready);
                 self.came_true(id, &ready);
+                self.enter_ready(&ready);
                 self.tell_ready(id, ready);
             }
             Effect::TellFailed(id, failed) => {
                 self.count_failed(id, &failed);
+                self.enter_failed();
                 self.came_to_nothing(id);
                 self.callers.end(id, EnsureUpdate::Failed(failed));
             }
             Effect::Record(what) => self.record(what),
+            Effect::CountAhead(ahead) => metrics::ahead(ahead),
             Effect::CountUse { from, bytes, elapsed } => metrics::vram::used(from, bytes, elapsed),
             Effect::Advise(advice) => self.advise(advice),
         }
@@ -125,6 +128,7 @@ impl Engine {
     /// Writes down that something happened, and tells who watches.
     pub(crate) fn record(&mut self, what: What) {
         Self::count_occurrence(&what);
+        self.enter(&what);
         let occurrence = self.chronicle.record(what, self.clock.wall());
         self.scribe.note(Note::Occurrence(occurrence));
     }

@@ -166,8 +166,8 @@ pub enum Event {
         /// How that went.
         result: Result<(), Fault>,
     },
-    /// Models that are known to be wanted soon, the next first. The whole truth, each time: what is not named is not expected.
-    Expect(Vec<ModelKey>),
+    /// Models that are known to be wanted soon, the next first, for the policy to weigh: it starts nothing. The whole truth, each time.
+    Foresee(Vec<ModelKey>),
     /// Bytes that RAM may hold now, as the node's limits and its free memory have it.
     RamLimit(u64),
     /// The node runs short of memory: this many bytes must be given back at once. Nothing new is promoted until
@@ -182,6 +182,13 @@ pub enum Event {
     PressureOver {
         /// Bytes that may come back now.
         growth: u64,
+    },
+    /// A source's whole list of the models that it expects to use, in place of its last one. An empty list ends it.
+    Expect {
+        /// Who expects: `comfy:<server>`.
+        source: String,
+        /// What, and how near.
+        wants: Vec<crate::plan::expected::Want>,
     },
     /// How many bytes an origin has sent since the daemon started.
     Sample {
@@ -394,6 +401,8 @@ pub enum Effect {
     TellFailed(EnsureId, EnsureFailed),
     /// Write down that something happened.
     Record(What),
+    /// Count what became of a fetch that nobody asked for.
+    CountAhead(Ahead),
     /// Count that a worker used a model, or read a file: from this tier, or a file that is none of ours.
     CountUse {
         /// The fastest tier that had it.
@@ -405,6 +414,21 @@ pub enum Effect {
     },
     /// Tell who listens what a device should do.
     Advise(Advice),
+}
+
+/// What becomes of fetches for models that are only expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ahead {
+    /// One was started.
+    Started,
+    /// Its prompt came near the front: it counts as demand now.
+    Upgraded,
+    /// Its prompt left the queue early in the fetch: it was stopped, its finished pieces are kept.
+    Dropped,
+    /// Its prompt left the queue late in the fetch: it goes on as a guess.
+    LetFinish,
+    /// It failed.
+    Failed,
 }
 
 /// One request to an origin.

@@ -3,8 +3,9 @@
 //! Nothing here decides: it does one [`Fetch`] and tells how it went. Payload stays inside this file.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -38,11 +39,16 @@ pub(crate) struct Lines {
     pub(crate) done: mpsc::Sender<Done>,
 }
 
+/// A write into the page cache that takes longer had to wait: for the disk, or for a processor.
+const STALL: Duration = Duration::from_millis(20);
+
 /// Keeps the pages of one unfinished blob as they land.
 #[derive(Debug)]
 pub(crate) struct Landing {
     pub(crate) held: Held,
     pub(crate) ways: Mutex<Ways>,
+    /// Whether a write had to wait for the disk.
+    pub(crate) waits: AtomicBool,
     /// What it turned out to be.
     pub(crate) blob: OnceLock<BlobId>,
 }
@@ -91,15 +97,22 @@ impl Target {
         way
     }
 
-    /// Writes bytes through the page cache, at once.
-    fn keep(&self, offset: u64, bytes: &[u8], write: usize) -> Result<(), Failure> {
+    /// Writes bytes through the page cache, at once: a copy of some 50 us, cheaper than any hand-over to another thread. Once one had
+    /// to wait (too much is unwritten, and the kernel slows down who writes), the others wait where nobody waits for them.
+    fn keep(&self, clock: &Clock, offset: u64, bytes: &[u8], write: usize) -> Result<(), Failure> {
         let Some(landing) = &self.landing else { return Ok(()) };
         let keep = || landing.keep(&self.partial, offset, bytes, write).map_err(|error| Failure::Local(error.into()));
-        match Handle::current().runtime_flavor() {
-            // There is no other thread to go on with other connections.
-            RuntimeFlavor::CurrentThread => keep(),
-            _ => tokio::task::block_in_place(keep),
+        // In a runtime of one thread there is no other to go on with the other connections.
+        let may_move = || Handle::current().runtime_flavor() != RuntimeFlavor::CurrentThread;
+        if landing.waits.load(Ordering::Relaxed) && may_move() {
+            return tokio::task::block_in_place(keep);
         }
+        let begun = clock.now();
+        keep()?;
+        if clock.now().since(begun) > STALL {
+            landing.waits.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 }
 
@@ -162,12 +175,14 @@ async fn pieces(
     let layout = partial.layout();
     let range = layout.range(fetch.first).start..layout.range(fetch.first + fetch.count - 1).end;
     let Fetch { source, .. } = fetch;
+    let asked = lines.clock.now();
     let body = if fetch.whole {
         lines.origin.read_whole(&source.path, source.bytes, &source.validator).await
     } else {
         lines.origin.read(&source.path, range, source.bytes, &source.validator).await
     };
     let mut stream = Stream { lines, path: source.path.clone(), body: body?, rest: Bytes::new(), uncounted: 0 };
+    metrics::answered(lines.origin.name(), lines.clock.now().since(asked));
     for piece in fetch.first..fetch.first + fetch.count {
         let skip = fetch.skip.binary_search(&piece).is_ok();
         let range = layout.range(piece);
@@ -188,7 +203,7 @@ async fn pieces(
                 if let Some(block) = &mut block {
                     block.fill(&bytes);
                 } else if let Way::Through(write) = way {
-                    target.keep(offset, &bytes, write)?;
+                    target.keep(&lines.clock, offset, &bytes, write)?;
                 }
                 offset += bytes.len() as u64;
                 if !skip {

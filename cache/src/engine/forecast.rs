@@ -100,6 +100,7 @@ impl Engine {
         let actual = ready.elapsed.as_secs_f64();
         let error = Arc::make_mut(&mut self.forecast.calibration).compare(&told, actual);
         metrics::estimate_error(error);
+        metrics::estimate_compared(told.class, told.p50, actual);
         if told.class == Class::Hit {
             self.state.looked(models, ready.elapsed);
         }

@@ -54,9 +54,9 @@ impl Engine {
             What::Evicted { reason, bytes, .. } => metrics::evicted(reason, *bytes),
             What::Demoted { reason, bytes, .. } => metrics::ram_demoted(reason, *bytes),
             What::Damaged { pieces_bad, .. } => metrics::damaged(*pieces_bad),
+            What::Stored { bytes, .. } => metrics::stored(*bytes),
+            What::FlightFailed { fault, .. } => metrics::flight_failed(fault),
             What::Started { .. }
-            | What::Stored { .. }
-            | What::FlightFailed { .. }
             | What::Pinned { .. }
             | What::Unpinned { .. }
             | What::Promoted { .. }
@@ -87,6 +87,9 @@ impl Engine {
             _ => EnsureOutcome::Fetched,
         };
         metrics::ensure_ended(outcome, from, ready.elapsed);
+        for model in &ready.models {
+            metrics::model_ready(model.from, model.bytes);
+        }
     }
 
     pub(crate) fn count_failed(&mut self, id: EnsureId, failed: &EnsureFailed) {

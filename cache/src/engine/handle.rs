@@ -14,6 +14,8 @@ use crate::engine::view::{
 };
 use crate::fault::Fault;
 use crate::ids::{FlightId, LeaseId, ModelKey, OriginName, Seq};
+use crate::plan::expected::Want;
+use crate::plan::report::Report;
 
 /// Commands that may wait for the engine. It answers in microseconds; more than this means that it hangs.
 pub const COMMANDS_MAX: usize = 1024;
@@ -45,6 +47,11 @@ pub(crate) enum Command {
         by: String,
         reply: oneshot::Sender<Result<MoveReport, Fault>>,
     },
+    Expect {
+        source: String,
+        wants: Vec<Want>,
+        reply: oneshot::Sender<()>,
+    },
     Unpin(LeaseId, oneshot::Sender<Result<LeaseView, Fault>>),
     Leases(oneshot::Sender<Vec<LeaseView>>),
     Evict {
@@ -62,6 +69,7 @@ pub(crate) enum Command {
     Model(ModelKey, oneshot::Sender<Result<ModelView, Fault>>),
     Refresh(Option<OriginName>, oneshot::Sender<Result<(), Fault>>),
     Node(oneshot::Sender<NodeView>),
+    Report(u64, oneshot::Sender<Report>),
     Watch(Option<Seq>, oneshot::Sender<Watch>),
     Import {
         path: PathBuf,
@@ -194,6 +202,16 @@ impl EngineHandle {
         self.ask(|reply| Command::Demote { models, by, reply }).await?
     }
 
+    /// Tells what a source expects to use soon: its whole list, in place of its last one; an empty list ends it. What is missing of it is
+    /// fetched in the order of its use, as far as there is room; nobody is told how that goes.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ShuttingDown`].
+    pub async fn expect(&self, source: String, wants: Vec<Want>) -> Result<(), Fault> {
+        self.ask(|reply| Command::Expect { source, wants, reply }).await
+    }
+
     /// Ends a lease.
     ///
     /// # Errors
@@ -264,6 +282,15 @@ impl EngineHandle {
     /// [`Fault::ShuttingDown`].
     pub async fn node(&self) -> Result<NodeView, Fault> {
         self.ask(Command::Node).await
+    }
+
+    /// What the last hours saw, the present one included: 1 to [`crate::plan::report::HOURS_MAX`].
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ShuttingDown`].
+    pub async fn report(&self, hours: u64) -> Result<Report, Fault> {
+        self.ask(|reply| Command::Report(hours, reply)).await
     }
 
     /// What happened after `since` (all that is remembered if `None`), and what happens from now on.

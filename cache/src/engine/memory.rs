@@ -223,7 +223,8 @@ impl Engine {
         let Some(partial) = self.open.get(&flight) else { return };
         match self.ram.resident.begin(partial.path(), partial.layout().bytes()) {
             Ok(held) => {
-                let landing = Landing { held, ways: Mutex::default(), blob: OnceLock::new() };
+                let landing =
+                    Landing { held, ways: Mutex::default(), waits: AtomicBool::new(false), blob: OnceLock::new() };
                 self.ram.landing.insert(flight, Arc::new(landing));
                 self.watch_pressure();
             }

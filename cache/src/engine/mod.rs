@@ -10,6 +10,8 @@ mod gauges;
 pub mod handle;
 pub mod hints;
 pub mod known;
+mod ledger;
+mod marks;
 mod memory;
 mod movers;
 pub mod outlook;

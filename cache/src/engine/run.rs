@@ -22,6 +22,8 @@ use crate::engine::forecast::Forecast;
 use crate::engine::gauges::GAUGES_INTERVAL;
 use crate::engine::handle::{COMMANDS_MAX, Command, EngineHandle, Verified};
 use crate::engine::hints::Hints;
+use crate::engine::ledger::Ledger;
+use crate::engine::marks::Marks;
 use crate::engine::memory::Ram;
 use crate::engine::movers::Movers;
 use crate::engine::pace::Pace;
@@ -33,6 +35,7 @@ use crate::fault::Fault;
 use crate::heap;
 use crate::ids::{BlobId, EnsureId, FlightId, ModelKey, OriginName};
 use crate::manifest::Manifest;
+use crate::metrics;
 use crate::origin::Origin;
 use crate::piece::Cv;
 use crate::store::{BlockPool, Partial, Store};
@@ -108,6 +111,7 @@ pub(crate) struct Engine {
     pub(crate) chronicle: Chronicle,
     pub(crate) ram: Ram,
     pub(crate) forecast: Forecast,
+    pub(crate) ledger: Ledger,
     pub(crate) movers: Movers,
     pub(crate) hints: Hints,
     pub(crate) open: HashMap<FlightId, Arc<Partial>>,
@@ -129,6 +133,7 @@ pub(crate) struct Engine {
     pub(crate) idle_since: Tick,
     pub(crate) trimmed: bool,
     pub(crate) models_path: PathBuf,
+    pub(crate) marks: Marks,
     pub(crate) next_ensure: u64,
     /// When the state wants to be told that time passed.
     pub(crate) wake: Tick,
@@ -154,6 +159,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
     let store = Arc::new(store);
     let mut origins = Vec::new();
     for origin in &config.origins {
+        metrics::prime_origin(&origin.name);
         let opened = Origin::open(origin).map_err(|error| error.fault(&origin.name, ""))?;
         origins.push(Arc::new(opened));
     }
@@ -193,6 +199,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         callers: Callers::default(),
         ram: Ram::new(config.ram.clone()),
         forecast: Forecast::new(),
+        ledger: Ledger::open(&store, clock.now()),
         movers,
         hints: Hints::default(),
         chronicle: Chronicle::new(inventory.events, inventory.next_seq, NOTES_MAX as u64, events_max),
@@ -211,6 +218,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         idle_since: clock.now(),
         trimmed: false,
         models_path: config.store.models.clone(),
+        marks: Marks::new(config.store.marks),
         next_ensure: 1,
         wake: Tick(u64::MAX),
         synced: clock.now(),
@@ -225,6 +233,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
     engine.measure_space();
     engine.recall_resident();
     engine.recall_catalog();
+    engine.set_marks();
     let bytes = inventory.blobs.iter().map(|blob| blob.bytes).sum();
     engine.record(What::Started { blobs: inventory.blobs.len() as u64, bytes });
     engine.refresh(None, None);
@@ -290,11 +299,15 @@ impl Engine {
         let outlook = self.publish_outlook();
         self.wake = self.state.next_wake().unwrap_or(Tick(u64::MAX));
         let state = Some(self.wake.max(now.after(Duration::from_millis(1))));
-        [Some(refresh), Some(space), beat, gauges, trim, outlook, state].into_iter().flatten().min().unwrap_or(refresh)
+        [Some(refresh), Some(space), beat, gauges, trim, outlook, state, self.ledger_due()]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(refresh)
     }
 
     /// Whether something happens that is measured or told as it goes.
-    fn is_busy(&self) -> bool {
+    pub(crate) fn is_busy(&self) -> bool {
         !self.callers.is_empty() || !self.running.is_empty()
     }
 
@@ -304,6 +317,8 @@ impl Engine {
         self.forecast.moved = true;
         self.forecast.reshaped |= event.reshapes();
         self.count_event(&event);
+        self.enter_request(&event);
+        let lists = matches!(event, Event::Catalog(_));
         let effects = self.state.apply(event, self.clock.now(), self.clock.wall());
         // Before anybody is told: who then asks how soon something could be ready must be answered by what is.
         if self.forecast.reshaped {
@@ -311,6 +326,9 @@ impl Engine {
         }
         for effect in effects {
             self.start(effect);
+        }
+        if lists {
+            self.set_marks();
         }
     }
 
@@ -334,14 +352,17 @@ impl Engine {
             self.wake = Tick(u64::MAX);
             self.apply(Event::Tick);
         }
-        if self.is_busy() {
+        if self.is_watching_bytes() {
             let samples: Vec<(OriginName, u64)> = self
                 .lines
                 .iter()
                 .map(|(origin, lines)| (origin.clone(), lines.total.load(Ordering::Relaxed)))
                 .collect();
-            for (origin, bytes) in samples {
-                self.apply(Event::Sample { origin, bytes });
+            self.enter_bytes(&samples);
+            if self.is_busy() {
+                for (origin, bytes) in samples {
+                    self.apply(Event::Sample { origin, bytes });
+                }
             }
         }
         let (state, running) = (&self.state, &self.running);
@@ -364,6 +385,7 @@ impl Engine {
             self.refresh(None, None);
         }
         self.rest_ram();
+        self.keep_ledger(false);
         if self.is_busy() || !self.open.is_empty() {
             self.idle_since = now;
             self.trimmed = false;
@@ -393,6 +415,7 @@ impl Engine {
 
     /// The last thing the engine does: what is open becomes durable.
     async fn close(mut self) {
+        self.keep_ledger(true);
         let open: Vec<Arc<Partial>> = self.open.drain().map(|(_, partial)| partial).collect();
         let scribe = self.scribe;
         let store = self.store.clone();

@@ -55,6 +55,16 @@ impl Engine {
                     lease
                 }));
             }
+            Command::Expect { source, wants, reply } => {
+                if now.since(self.spaced) >= SPACE_AGE_MAX {
+                    self.measure_space();
+                }
+                if wants.iter().any(|want| want.ram) {
+                    self.measure_ram();
+                }
+                self.apply(Event::Expect { source, wants });
+                let _ = reply.send(());
+            }
             Command::Unpin(lease, reply) => {
                 let _ = reply.send(self.state.unpin(lease).map(|(lease, effects)| {
                     self.act(effects);
@@ -89,6 +99,7 @@ impl Engine {
             Command::Node(reply) => {
                 let _ = reply.send(self.node());
             }
+            Command::Report(hours, reply) => drop(reply.send(self.report_on(hours))),
             Command::Watch(since, reply) => {
                 let _ = reply.send(self.chronicle.watch(since));
             }
@@ -311,6 +322,8 @@ impl Engine {
     /// Notes an origin's state; a change is an occurrence.
     fn origin_is(&mut self, origin: &OriginName, state: OriginState, detail: &str) {
         if self.origin_states.insert(origin.clone(), state) != Some(state) {
+            // An idle node sets no gauges: this one must be told of all the same.
+            self.stale = true;
             self.record(What::Origin { origin: origin.clone(), state, detail: detail.to_owned() });
         }
     }

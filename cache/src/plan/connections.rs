@@ -63,6 +63,12 @@ impl Connections {
         self.allowed
     }
 
+    /// Connections that may ever be used.
+    #[must_use]
+    pub fn max(&self) -> u32 {
+        self.max
+    }
+
     /// Bytes a second in the last window.
     #[must_use]
     pub fn rate(&self) -> u64 {

@@ -10,12 +10,14 @@
 
 pub mod calibration;
 pub mod connections;
+pub mod expected;
 pub mod fifo;
 pub mod lists;
 pub mod lru;
 pub mod rank;
 pub mod rates;
 pub mod readiness;
+pub mod report;
 pub mod s3fifo;
 pub mod value;
 

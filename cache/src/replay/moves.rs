@@ -80,6 +80,7 @@ impl Node<'_> {
             | Effect::PutLease(_)
             | Effect::EndLease(_)
             | Effect::CountUse { .. }
+            | Effect::CountAhead(_)
             | Effect::Advise(_)
             | Effect::Record(_) => None,
         }

@@ -239,7 +239,7 @@ impl<'a> Node<'a> {
         }
         let rows: Vec<usize> = self.queue.waiting().take(self.setup.visible as usize).collect();
         let models: Vec<ModelKey> = rows.iter().flat_map(|row| self.models(*row)).collect();
-        self.apply(Event::Expect(models));
+        self.apply(Event::Foresee(models));
         for row in rows {
             let id = EnsureId(self.next_ensure);
             self.next_ensure += 1;

@@ -42,7 +42,8 @@
 //! returns it), which neither other writers nor the disk disturb. [`Ways`] follows it.
 //!
 //! Not used: `RWF_DONTCACHE` and `sync_file_range` with waits, which drop or stall what is to be kept; `io_uring`, which saves system
-//! calls (4096 a GiB) where the price is pages, and hands buffered writes that would wait to threads, as is done here.
+//! calls (4096 a GiB) where the price is pages, and hands buffered writes that would wait to threads: measured as a hand-over for each
+//! write of 256 KiB, that alone cost 0.4 s of a processor a GiB. So the writer writes where it is, until one write had to wait.
 
 use std::fs::File;
 use std::io;

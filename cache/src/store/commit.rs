@@ -156,7 +156,7 @@ impl Store {
         let mut index = self.index();
         let Some(link) = index.tables.links.get(model) else { return Ok(()) };
         if let Some(record) = index.tables.blobs.get(&link.blob) {
-            names::remove(&self.paths, &index.tables, model, &record.identity)?;
+            names::remove(&self.paths, &index.tables, model, (&record.identity, self.mark_for(model)))?;
         }
         crash::point()?;
         index.append(vec![Record::Unlink { model: model.clone() }], true)

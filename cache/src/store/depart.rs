@@ -27,7 +27,7 @@ impl Store {
         let mut index = self.index();
         let Some(record) = index.tables.blobs.get(&blob) else { return Err(StoreError::UnknownBlob { blob }) };
         for model in index.tables.names_of(blob) {
-            names::remove(&self.paths, &index.tables, &model, &record.identity)?;
+            names::remove(&self.paths, &index.tables, &model, (&record.identity, self.mark_for(&model)))?;
             crash::point()?;
         }
         let path = self.paths.blob(blob);
@@ -77,7 +77,7 @@ impl Store {
             let index = self.index();
             let Some(withdrawal) = index.tables.withdrawn.get(&blob) else { return Ok(()) };
             for model in &withdrawal.names {
-                names::remove(&self.paths, &index.tables, model, &withdrawal.record.identity)?;
+                names::remove(&self.paths, &index.tables, model, (&withdrawal.record.identity, self.mark_for(model)))?;
                 crash::point()?;
             }
             withdrawal.clone()

@@ -23,7 +23,10 @@ pub(super) fn clean_temps(paths: &Paths) -> Result<(), StoreError> {
     for dir in dirs {
         for (name, path) in disk::list(&dir)? {
             let ours = dir != paths.models || name.starts_with(".tierd-");
-            if ours && name.ends_with(".tmp") && disk::look(&path)?.is_some_and(|found| found.is_file()) {
+            if ours
+                && name.ends_with(".tmp")
+                && disk::look(&path)?.is_some_and(|found| found.is_file() || found.is_symlink())
+            {
                 disk::unlink(&path)?;
             }
         }

@@ -13,7 +13,7 @@
 //! v1/partial/<64 hex>.data    unfinished blobs, preallocated
 //! v1/partial/<64 hex>.journal their finished pieces
 //! v1/catalog/<name>.json      what others keep here, whole or not at all
-//! models/<folder>/<path>      names: hard links to blobs
+//! models/<folder>/<path>      names: hard links to blobs; or marks, dangling links for what could be had
 //! ```
 //!
 //! # What survives a crash, and what that costs
@@ -47,6 +47,7 @@ mod heal;
 mod import;
 mod index;
 mod journal;
+mod marks;
 mod names;
 mod open;
 mod partial;
@@ -58,7 +59,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
@@ -79,6 +80,7 @@ pub use self::commit::Commit;
 pub use self::error::StoreError;
 pub use self::find::FoundFile;
 pub use self::import::Found;
+pub use self::marks::{MARKS_MAX, Marked, count_marks, remove_marks};
 pub use self::partial::Partial;
 
 use self::error::Wrap;
@@ -95,6 +97,8 @@ pub struct Store {
     /// Partials that a handle may still write to.
     open: Mutex<HashMap<PartialName, Weak<partial::OpenFile>>>,
     temps: AtomicU64,
+    /// Models that have a mark while they are not stored; none if marks are off.
+    marks: Mutex<Option<BTreeSet<ModelKey>>>,
     /// Held until the process ends or the store is dropped.
     _lock: File,
 }
@@ -317,6 +321,10 @@ impl Store {
 
     fn open_partials(&self) -> MutexGuard<'_, HashMap<PartialName, Weak<partial::OpenFile>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wanted_marks(&self) -> MutexGuard<'_, Option<BTreeSet<ModelKey>>> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A path that nothing uses, on the same file system as blobs and models.

@@ -3,13 +3,14 @@
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::ids::{BlobId, ModelKey};
 
 use super::disk::{self, Identity};
 use super::error::{StoreError, Wrap};
 use super::index::Tables;
+use super::marks;
 use super::paths::Paths;
 
 /// What stands under a model's name.
@@ -19,6 +20,8 @@ pub(super) enum Standing {
     Nothing,
     /// A link to this blob's file.
     Blob(BlobId),
+    /// Nothing but a mark of ours: the model could be had.
+    Mark,
     /// Something that is not ours, and what it is.
     Foreign(&'static str),
 }
@@ -32,6 +35,7 @@ pub(super) fn standing(paths: &Paths, tables: &Tables, model: &ModelKey) -> Resu
         let Some(found) = disk::look(&path)? else { return Ok(Standing::Nothing) };
         let is_last = parts.peek().is_none();
         match found.file_type() {
+            kind if kind.is_symlink() && is_last && marks::is_mark(&path) => return Ok(Standing::Mark),
             kind if kind.is_symlink() => return Ok(Standing::Foreign("is a symbolic link")),
             kind if kind.is_dir() && is_last => return Ok(Standing::Foreign("is a folder")),
             kind if kind.is_dir() => {}
@@ -61,7 +65,7 @@ fn owner(paths: &Paths, tables: &Tables, found: &Metadata) -> Result<Option<Blob
 pub(super) fn refuse_foreign(paths: &Paths, tables: &Tables, model: &ModelKey) -> Result<(), StoreError> {
     match standing(paths, tables, model)? {
         Standing::Foreign(reason) => Err(StoreError::Foreign { path: paths.model(model), reason }),
-        Standing::Nothing | Standing::Blob(_) => Ok(()),
+        Standing::Nothing | Standing::Blob(_) | Standing::Mark => Ok(()),
     }
 }
 
@@ -78,7 +82,8 @@ pub(super) fn put(
     let path = paths.model(model);
     match standing(paths, tables, model)? {
         Standing::Blob(owner) if owner == blob => Ok(false),
-        Standing::Blob(_) => replace(paths, &path, blob, temp).map(|()| true),
+        // A whole file takes a mark's place in one step.
+        Standing::Blob(_) | Standing::Mark => replace(paths, &path, blob, temp).map(|()| true),
         Standing::Foreign(reason) => Err(StoreError::Foreign { path, reason }),
         Standing::Nothing => {
             disk::make_dir(path.parent().expect("models lie in folders"), paths.dir_mode)?;
@@ -98,19 +103,25 @@ pub(super) fn replace(paths: &Paths, path: &Path, blob: BlobId, temp: &Path) -> 
 }
 
 /// Removes a name if it is one of this blob's file (or of the file that the blob's record describes), and folders that
-/// became empty, but not the top folder. Anything else that stands there stays.
-pub(super) fn remove(paths: &Paths, tables: &Tables, model: &ModelKey, identity: &Identity) -> Result<(), StoreError> {
+/// became empty, but not the top folder. Anything else that stands there stays. With a free path for it, a mark takes the
+/// name's place in one step.
+pub(super) fn remove(
+    paths: &Paths,
+    tables: &Tables,
+    model: &ModelKey,
+    (identity, mark): (&Identity, Option<PathBuf>),
+) -> Result<(), StoreError> {
     let path = paths.model(model);
     match standing(paths, tables, model)? {
-        Standing::Nothing => {}
-        Standing::Blob(_) => drop(disk::unlink(&path)?),
+        Standing::Nothing | Standing::Mark => {}
+        Standing::Blob(_) => take_away(&path, model, mark)?,
         Standing::Foreign(reason) => {
             let recorded = disk::look(&path)?.is_some_and(|found| Identity::of(&found) == *identity);
             if !recorded {
                 tracing::warn!(%model, reason, "name is not ours any more and stays");
                 return Ok(());
             }
-            disk::unlink(&path)?;
+            take_away(&path, model, mark)?;
         }
     }
     let top = paths.models.join(model.folder());
@@ -123,4 +134,13 @@ pub(super) fn remove(paths: &Paths, tables: &Tables, model: &ModelKey, identity:
         folder = empty.parent();
     }
     Ok(())
+}
+
+/// Removes a name, or puts a mark in its place.
+fn take_away(path: &Path, model: &ModelKey, mark: Option<PathBuf>) -> Result<(), StoreError> {
+    match mark {
+        // A disk without room for a link must not keep a name from going.
+        Some(temp) if marks::put(path, model, &temp).is_ok() => Ok(()),
+        _ => disk::unlink(path).map(|_| ()),
+    }
 }

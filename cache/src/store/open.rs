@@ -51,7 +51,16 @@ impl Store {
         let direct = config.direct_io == DirectIo::Auto && disk::probe_direct(&paths.partial())?;
         let index = Index::open(paths.index(), paths.file_mode, events_max)?;
         let (index, open) = (Mutex::new(index), Mutex::default());
-        let store = Self { paths, direct, piece_bytes, index, open, temps: AtomicU64::new(0), _lock: lock };
+        let store = Self {
+            paths,
+            direct,
+            piece_bytes,
+            index,
+            open,
+            temps: AtomicU64::new(0),
+            marks: Mutex::default(),
+            _lock: lock,
+        };
         let partials = store.heal()?;
         let inventory = store.inventory(partials);
         Ok((store, inventory))

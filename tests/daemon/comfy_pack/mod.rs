@@ -1,7 +1,7 @@
 //! Claims about `comfy/v1`, the node pack's side of the daemon: JSON over HTTP/1.1 on the socket that gRPC is on, and what the
 //! daemon does with it. What the pack would say is said by hand; `shipped` has the pack itself.
 
-mod said;
+pub(crate) mod said;
 mod shipped;
 
 use std::path::Path;

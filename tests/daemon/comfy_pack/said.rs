@@ -8,25 +8,25 @@ use tokio::net::UnixStream;
 
 /// An answer: its status, its headers in lower case, its body.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) head: String,
-    pub(super) body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
     #[track_caller]
-    pub(super) fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }
 }
 
-pub(super) fn head(method: &str, path: &str, extra: &str, length: usize) -> String {
+pub(crate) fn head(method: &str, path: &str, extra: &str, length: usize) -> String {
     format!("{method} {path} HTTP/1.1\r\nHost: tierd\r\nConnection: close\r\n{extra}Content-Length: {length}\r\n\r\n")
 }
 
 /// One request over a stream, and the whole answer to it.
-pub(super) async fn ask_over(mut stream: impl AsyncRead + AsyncWrite + Unpin, head: String, body: &[u8]) -> Answer {
+pub(crate) async fn ask_over(mut stream: impl AsyncRead + AsyncWrite + Unpin, head: String, body: &[u8]) -> Answer {
     stream.write_all(head.as_bytes()).await.expect("the daemon reads");
     // A daemon that has read enough to refuse need not read the rest.
     let _ = stream.write_all(body).await;
@@ -40,7 +40,7 @@ pub(super) async fn ask_over(mut stream: impl AsyncRead + AsyncWrite + Unpin, he
     Answer { status, head: head.to_lowercase(), body }
 }
 
-pub(super) fn unchunked(mut text: &str) -> String {
+pub(crate) fn unchunked(mut text: &str) -> String {
     let mut out = String::new();
     while let Some((size, rest)) = text.split_once("\r\n") {
         let size = usize::from_str_radix(size, 16).unwrap_or(0);
@@ -53,24 +53,24 @@ pub(super) fn unchunked(mut text: &str) -> String {
     out
 }
 
-pub(super) async fn get(socket: &Path, path: &str, extra: &str) -> Answer {
+pub(crate) async fn get(socket: &Path, path: &str, extra: &str) -> Answer {
     let stream = UnixStream::connect(socket).await.expect("the daemon listens");
     ask_over(stream, head("GET", &format!("/comfy/v1/{path}"), extra, 0), b"").await
 }
 
-pub(super) async fn post(socket: &Path, path: &str, body: &Value) -> Answer {
+pub(crate) async fn post(socket: &Path, path: &str, body: &Value) -> Answer {
     let body = body.to_string();
     let stream = UnixStream::connect(socket).await.expect("the daemon listens");
     ask_over(stream, head("POST", &format!("/comfy/v1/{path}"), "", body.len()), body.as_bytes()).await
 }
 
-pub(super) fn hello(worker: &str) -> Value {
+pub(crate) fn hello(worker: &str) -> Value {
     json!({ "worker": worker, "pid": 4242, "pack_version": "0.1.0", "comfyui_version": "0.33.0",
         "address": "http://127.0.0.1:8188", "argv": ["main.py"], "hooks": { "reads": "attached" }, "folders": {} })
 }
 
 /// A report of one device with these files on it.
-pub(super) fn report(worker: &str, seq: u64, files: &[(&Path, bool)]) -> Value {
+pub(crate) fn report(worker: &str, seq: u64, files: &[(&Path, bool)]) -> Value {
     let model =
         |(file, in_use): &(&Path, bool)| json!({ "file": file, "bytes": 10, "loaded_bytes": 10, "in_use": in_use });
     let models: Vec<Value> = files.iter().map(model).collect();
@@ -79,6 +79,6 @@ pub(super) fn report(worker: &str, seq: u64, files: &[(&Path, bool)]) -> Value {
 }
 
 /// The lines of a streamed answer.
-pub(super) fn lines(answer: &Answer) -> Vec<Value> {
+pub(crate) fn lines(answer: &Answer) -> Vec<Value> {
     answer.body.lines().map(|line| serde_json::from_str(line).expect("a line is an object")).collect()
 }

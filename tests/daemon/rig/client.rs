@@ -4,6 +4,7 @@ use std::path::Path;
 
 use tierd::rpc::pb;
 use tierd::rpc::pb::cache_service_client::CacheServiceClient;
+use tierd::rpc::pb::comfy_service_client::ComfyServiceClient;
 use tierd::rpc::pb::ensure_response::Update;
 use tierd::rpc::pb::node_service_client::NodeServiceClient;
 use tonic::transport::{Channel, Endpoint};
@@ -16,6 +17,8 @@ pub(crate) struct Client {
     pub(crate) cache: CacheServiceClient<Channel>,
     /// The node's service.
     pub(crate) node: NodeServiceClient<Channel>,
+    /// What is known of ComfyUI servers.
+    pub(crate) comfy: ComfyServiceClient<Channel>,
     /// The channel itself, for health and reflection.
     pub(crate) channel: Channel,
 }
@@ -62,7 +65,18 @@ impl Client {
     /// Speaks over a channel that is there.
     pub(crate) fn over(channel: Channel) -> Self {
         let cache = CacheServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
-        Self { cache, node: NodeServiceClient::new(channel.clone()), channel }
+        Self {
+            cache,
+            node: NodeServiceClient::new(channel.clone()),
+            comfy: ComfyServiceClient::new(channel.clone()),
+            channel,
+        }
+    }
+
+    /// What is being fetched.
+    pub(crate) async fn flights(&self) -> Vec<pb::Flight> {
+        let answer = self.cache.clone().list_flights(pb::ListFlightsRequest {}).await;
+        answer.expect("it answers").into_inner().flights
     }
 
     /// A request for these models.

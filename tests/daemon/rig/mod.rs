@@ -6,6 +6,7 @@
 mod answer;
 mod claims;
 pub(crate) mod client;
+pub(crate) mod comfy;
 pub(crate) mod content;
 pub(crate) mod daemon;
 pub(crate) mod http;
@@ -19,6 +20,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 pub(crate) use client::Client;
+pub(crate) use comfy::ComfyStub;
 pub(crate) use content::Content;
 pub(crate) use daemon::{Cli, Daemon, Settings};
 pub(crate) use origin::{Fault, FaultOrigin};

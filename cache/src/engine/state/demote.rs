@@ -35,6 +35,10 @@ impl State {
                 held.insert(blob, if hard { RamHold::Hard } else { RamHold::Soft });
             }
         }
+        // What a queued prompt will read goes last, as what a soft lease holds.
+        for blob in self.expected_in_ram() {
+            held.entry(blob).or_insert(RamHold::Soft);
+        }
         held
     }
 

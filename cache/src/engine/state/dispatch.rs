@@ -7,11 +7,16 @@ use std::time::Duration;
 use crate::catalog::Source;
 use crate::clock::Tick;
 use crate::engine::event::{Broken, Effect, Fetch, RequestId};
-use crate::engine::state::State;
+use crate::engine::state::expect::Urgency;
 use crate::engine::state::flight::{Flight, Keep, Stage};
+use crate::engine::state::{Lane, State};
 use crate::engine::view::Priority;
 use crate::fault::Fault;
 use crate::ids::{FlightId, OriginName};
+use crate::plan::expected::Rank;
+
+/// First requests of expected flights that run beyond the connections that are filled otherwise.
+const BEGIN_MAX: usize = 8;
 
 /// A request that is under way.
 #[derive(Debug)]
@@ -20,8 +25,9 @@ pub(crate) struct Request {
     pub(crate) source: Source,
     /// Pieces that it still owes.
     pub(crate) left: BTreeSet<u32>,
-    pub(crate) priority: Priority,
     pub(crate) aborting: bool,
+    /// Whether it is the first of a flight that is only expected: it is spared while nobody waits.
+    pub(crate) first: bool,
     pub(crate) started: Tick,
     /// Bytes that it was asked for.
     pub(crate) bytes: u64,
@@ -34,35 +40,63 @@ impl State {
     pub(super) fn dispatch(&mut self, now: Tick) {
         self.end_backoffs(now);
         let mut starved = vec![false; self.lanes.len()];
-        let mut demand_waits = false;
-        for id in self.dispatch_order() {
-            let Some(flight) = self.flights.get(&id) else { continue };
-            if flight.priority == Priority::Prefetch && demand_waits {
+        let order = self.dispatch_order();
+        self.begin_ahead(&order, now);
+        let mut waiting: Option<Urgency> = None;
+        for (urgency, id) in order {
+            if waiting.is_some_and(|waiting| waiting < urgency) {
                 break;
             }
             self.dispatch_flight(id, &mut starved, now);
             let waits = self.flights.get(&id).is_some_and(|flight| !flight.pending.is_empty());
-            demand_waits |= waits && self.flights.get(&id).is_some_and(|flight| flight.priority == Priority::Demand);
+            waiting = waiting.or(waits.then_some(urgency));
         }
         for (lane, starved) in self.lanes.iter_mut().zip(&starved) {
             lane.connections.wanted_more(*starved);
         }
-        if demand_waits {
-            self.stop_prefetches();
+        if let Some(waiting) = waiting.filter(|waiting| *waiting < Urgency::Guess) {
+            self.stop_less_urgent(waiting);
         }
     }
 
-    /// Flights that want bytes: demand first, then the oldest; inside one set the largest was created first.
-    fn dispatch_order(&self) -> Vec<FlightId> {
-        let wants = |flight: &Flight| flight.stage == Stage::Fetching && !flight.pending.is_empty();
-        let mut order: Vec<(std::cmp::Reverse<Priority>, FlightId)> = self
-            .flights
-            .iter()
-            .filter(|(_, flight)| wants(flight))
-            .map(|(id, flight)| (std::cmp::Reverse(flight.priority), *id))
-            .collect();
-        order.sort_unstable();
-        order.into_iter().map(|(_, id)| id).collect()
+    /// Flights that want bytes: the most urgent first, then the nearest use, then the oldest; inside one set the largest was
+    /// created first.
+    fn dispatch_order(&self) -> Vec<(Urgency, FlightId)> {
+        self.in_turn(|flight| flight.stage == Stage::Fetching && !flight.pending.is_empty())
+    }
+
+    /// Gives each flight that is only expected its first request as soon as it can have one, a few beyond the connections that
+    /// the nearest ones fill: that its origin refuses or has lost a model must be known while there is time, not when its prompt runs.
+    ///
+    /// Not while a caller waits: demand goes before all guesses.
+    fn begin_ahead(&mut self, order: &[(Urgency, FlightId)], now: Tick) {
+        if self.caller_waits() {
+            return;
+        }
+        let mut room = BEGIN_MAX.saturating_sub(self.requests.values().filter(|request| request.first).count());
+        for (_, id) in order {
+            let Some(flight) = self.flights.get(id).filter(|flight| flight.ahead && !flight.begun) else { continue };
+            let Some(first) = flight.pending.first().copied().filter(|_| room > 0) else { continue };
+            let running: u32 = self.lanes.iter().map(|lane| lane.running).sum();
+            let free = |lane: &Lane| {
+                lane.paused_until <= now
+                    && !lane.ignores_ranges
+                    && lane.running < lane.connections.max()
+                    && running < self.config.fetch.connections_max
+            };
+            let lane_of =
+                |source: &Source| self.lanes.iter().position(|lane| lane.origin == source.origin && free(lane));
+            let found = flight.usable().find_map(|source| Some((lane_of(source)?, source.clone())));
+            let Some((lane, source)) = found else { continue };
+            room -= 1;
+            self.start_request(*id, (lane, source), BTreeSet::from([first]), false, now);
+        }
+    }
+
+    /// Whether a flight that a caller asked for waits for connections.
+    fn caller_waits(&self) -> bool {
+        let waits = |flight: &Flight| flight.priority == Priority::Demand && flight.stage == Stage::Fetching;
+        self.flights.values().any(|flight| waits(flight) && !flight.pending.is_empty())
     }
 
     fn dispatch_flight(&mut self, id: FlightId, starved: &mut [bool], now: Tick) {
@@ -113,15 +147,16 @@ impl State {
             flight.pending.remove(piece);
         }
         flight.requests.insert(request);
+        let first_one = !std::mem::replace(&mut flight.begun, true) && flight.ahead;
         flight.last_origin = Some(source.origin.clone());
         self.lanes[lane].running += 1;
         let all = 0..flight.layout.pieces();
         let (first, count) =
             if whole { (0, all.end) } else { (pieces.first().copied().unwrap_or(0), pieces.len() as u32) };
         let skip = if whole { all.filter(|piece| !pieces.contains(piece)).collect() } else { Vec::new() };
-        let priority = flight.priority;
         let bytes = pieces.iter().map(|piece| flight.bytes_of(*piece)).sum();
         let beside = self.lanes[lane].running;
+        let priority = self.flights.get(&id).map_or(Priority::Prefetch, |flight| self.priority_of(flight));
         self.out.push(Effect::Fetch(Fetch {
             request,
             flight: id,
@@ -133,28 +168,28 @@ impl State {
             priority,
         }));
         let started = now;
-        let asked = Request { flight: id, source, left: pieces, priority, aborting: false, started, bytes, beside };
+        let asked =
+            Request { flight: id, source, left: pieces, aborting: false, first: first_one, started, bytes, beside };
         self.requests.insert(request, asked);
     }
 
-    /// Demand waits for connections that prefetches hold: they give them up at once. Their pieces wait for a quiet moment.
-    fn stop_prefetches(&mut self) {
-        let wanted: usize = self
-            .flights
-            .values()
-            .filter(|flight| flight.priority == Priority::Demand && flight.stage == Stage::Fetching)
-            .map(|flight| flight.pending.len())
-            .sum();
-        let stop: Vec<RequestId> = self
-            .requests
-            .iter()
-            .filter(|(_, request)| {
-                let priority = self.flights.get(&request.flight).map_or(request.priority, |flight| flight.priority);
-                priority == Priority::Prefetch && !request.aborting
-            })
-            .map(|(id, _)| *id)
-            .take(wanted)
-            .collect();
+    /// What is urgent waits for connections that less urgent flights hold: they give them up at once, the farthest first. Their pieces
+    /// wait for a quiet moment.
+    fn stop_less_urgent(&mut self, waiting: Urgency) {
+        let waits = |flight: &Flight| flight.stage == Stage::Fetching && self.turn(flight).0 <= waiting;
+        let wanted: usize =
+            self.flights.values().filter(|flight| waits(flight)).map(|flight| flight.pending.len()).sum();
+        let spare_first = !self.caller_waits();
+        let mut stop: Vec<((Urgency, Rank), RequestId)> = Vec::new();
+        for (id, request) in &self.requests {
+            let turn =
+                self.flights.get(&request.flight).map_or((Urgency::Guess, Rank::NEVER), |flight| self.turn(flight));
+            if turn.0 > waiting && !request.aborting && !(spare_first && request.first) {
+                stop.push((turn, *id));
+            }
+        }
+        stop.sort_unstable();
+        let stop: Vec<RequestId> = stop.into_iter().rev().map(|(_, id)| id).take(wanted).collect();
         for request in stop {
             self.abort(request);
         }

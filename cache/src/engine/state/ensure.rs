@@ -142,7 +142,7 @@ impl State {
     }
 
     /// The blob that serves a model now: stored under its name and not outdated, or stored under another name.
-    fn current_blob(&self, model: &ModelKey) -> Option<BlobId> {
+    pub(super) fn current_blob(&self, model: &ModelKey) -> Option<BlobId> {
         let entry = self.catalog.get(model);
         if let Some(link) = self.links.get(model)
             && !entry.is_some_and(|entry| super::stored::is_outdated(link, &self.blobs[&link.blob], entry))
@@ -315,6 +315,9 @@ impl State {
             let worth = if guess { self.worth_a_guess(&model, now) } else { Ok(()) };
             let step = match worth.and_then(|()| self.fly(&model, priority, now)) {
                 Ok((flight, was_there)) => {
+                    if let Some(flight) = self.flights.get_mut(&flight) {
+                        flight.ahead = false;
+                    }
                     if was_there {
                         joined.insert(model);
                     }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use crate::catalog::Source;
 use crate::clock::Tick;
-use crate::engine::event::{Commit, CommitFault, Effect, RequestId};
+use crate::engine::event::{Ahead, Commit, CommitFault, Effect, RequestId};
 use crate::engine::state::ensure::{Step, arrived};
 use crate::engine::state::{DISK_JOBS_MAX, Fate, State};
 use crate::engine::view::{FlightView, Phase, Priority, What};
 use crate::fault::Fault;
 use crate::ids::{BlobId, FlightId, ModelKey, OriginName, Sha256Digest};
 use crate::piece::{self, Cv, Layout};
+use crate::plan::expected::Expected;
 use crate::store::{PartialName, StoredLink};
 
 /// One fetch of one blob. All who want that blob share it.
@@ -62,6 +63,10 @@ pub(crate) struct Flight {
     pub(crate) landing: u64,
     /// Whether its bytes go past the disk: no room is reserved for it.
     pub(crate) passes: bool,
+    /// Whether it was started because its model is expected, and nobody has asked for it since.
+    pub(crate) ahead: bool,
+    /// Whether a request for it was ever sent.
+    pub(crate) begun: bool,
 }
 
 /// Where a flight is on its way.
@@ -218,6 +223,8 @@ impl State {
             last_origin: None,
             landing: 0,
             passes: false,
+            ahead: false,
+            begun: false,
         };
         self.flights.insert(id, flight);
         Ok((id, false))
@@ -229,9 +236,7 @@ impl State {
 
     /// Lets flights take their next step on the disk, a few at a time, demand first.
     pub(super) fn advance_flights(&mut self, now: Tick) {
-        let mut order: Vec<(std::cmp::Reverse<Priority>, FlightId)> =
-            self.flights.iter().map(|(id, flight)| (std::cmp::Reverse(flight.priority), *id)).collect();
-        order.sort_unstable();
+        let order = self.in_turn(|_| true);
         let mut committing: BTreeSet<BlobId> = self.flights.values().filter_map(|flight| flight.committing).collect();
         for (_, id) in order {
             let Some(flight) = self.flights.get_mut(&id) else { continue };
@@ -449,6 +454,10 @@ impl State {
         }
         self.let_go += 1;
         let view = self.flight_view(id, flight, now);
+        if flight.ahead && !matches!(fault, Fault::Cancelled { .. } | Fault::ShuttingDown) {
+            self.out.push(Effect::CountAhead(Ahead::Failed));
+        }
+        self.put_off(id, now);
         self.out.push(Effect::Record(What::FlightFailed {
             flight: id,
             models: view.models.clone(),
@@ -482,6 +491,7 @@ impl State {
 
     /// Ends every flight and every caller, because the daemon does. Finished pieces are kept.
     pub fn drain(&mut self, now: Tick) -> Vec<Effect> {
+        self.expected = Expected::default();
         let flights: Vec<FlightId> = self.flights.keys().copied().collect();
         for id in flights {
             self.end_flight(id, &Fault::ShuttingDown, Keep::Pieces, now);

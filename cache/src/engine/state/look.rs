@@ -22,7 +22,7 @@ impl State {
             flight: id,
             models: flight.models.keys().cloned().collect(),
             blob: flight.digest,
-            priority: flight.priority,
+            priority: self.priority_of(flight),
             phase: flight.phase(),
             bytes_total: flight.layout.bytes(),
             bytes_done: flight.bytes_done(),
@@ -247,6 +247,12 @@ impl State {
     pub fn stored(&self, model: &ModelKey) -> Option<(BlobId, u64)> {
         let link = self.links.get(model)?;
         self.blobs.get(&link.blob).filter(|blob| blob.fate == Fate::Kept).map(|blob| (link.blob, blob.bytes))
+    }
+
+    /// Every model that an origin lists.
+    #[must_use]
+    pub fn listed(&self) -> std::collections::BTreeSet<ModelKey> {
+        self.catalog.iter().map(|(model, _)| model.clone()).collect()
     }
 
     /// Every name on the disk.

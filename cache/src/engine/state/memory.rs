@@ -31,6 +31,8 @@ pub(crate) struct Memory {
     pub(super) landed: Option<BlobId>,
     /// Nothing new is promoted while the node is short of memory.
     pub(crate) paused: bool,
+    /// Blobs that were locked because a prompt was expected to read them, and that nobody asked for.
+    pub(super) placed: BTreeSet<BlobId>,
     /// Whether the set that a restart locks again is another one since it was last written down, and which that was.
     changed: bool,
     noted: Vec<BlobId>,
@@ -69,6 +71,7 @@ impl Memory {
             growth: 0,
             landed: None,
             paused: false,
+            placed: BTreeSet::new(),
             changed: false,
             noted: Vec::new(),
         }
@@ -228,6 +231,7 @@ impl State {
         for blob in std::mem::take(&mut self.memory.relocking).into_iter().rev() {
             self.plan.used(Tier::Ram, blob, now);
         }
+        self.place_expected(now);
         self.regrow(now);
     }
 
@@ -257,7 +261,7 @@ impl State {
     }
 
     /// Starts to lock one blob. False if it must wait for pages on their way out, or for memory.
-    fn lock(&mut self, blob: BlobId, demanded: bool, now: Tick) -> bool {
+    pub(super) fn lock(&mut self, blob: BlobId, demanded: bool, now: Tick) -> bool {
         let stays = |stored: &&super::Blob| matches!(stored.fate, Fate::Kept | Fate::Shedding);
         let Some(stored) = self.blobs.get(&blob).filter(stays) else { return true };
         let bytes = stored.bytes;
@@ -328,6 +332,7 @@ impl State {
     pub(super) fn start_unlock(&mut self, blob: BlobId, reason: DemoteReason) {
         self.memory.queue.retain(|queued| *queued != blob);
         self.memory.regrow.retain(|queued| *queued != blob);
+        self.memory.placed.remove(&blob);
         if matches!(reason, DemoteReason::Pressure { .. } | DemoteReason::Shrunk { .. }) {
             self.memory.regrow.push_back(blob);
         }

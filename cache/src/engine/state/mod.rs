@@ -6,6 +6,7 @@
 //! | `ensure` | callers: what each wants and how far it is |
 //! | `flight` | flights: from room, to pieces, to a whole blob |
 //! | `dispatch` | which piece is fetched next, from where |
+//! | `expect` | what queued prompts will need: flights ahead of time, in order |
 //! | `room` | the disk budget: admission, reservation, eviction |
 //! | `memory` | the RAM tier: what is held in RAM, what goes first |
 //! | `demote` | what leaves RAM first, and what may not |
@@ -24,6 +25,7 @@ mod check;
 mod demote;
 mod dispatch;
 mod ensure;
+mod expect;
 mod flight;
 mod look;
 mod memory;
@@ -54,6 +56,7 @@ use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Sha2
 use crate::piece::PIECE_BYTES;
 use crate::plan::Policy;
 use crate::plan::connections::{self, Connections};
+use crate::plan::expected::Expected;
 use crate::plan::rates::Rates;
 use crate::store::{Inventory, PartialName, StoredLink};
 use crate::units::Share;
@@ -196,6 +199,12 @@ pub struct State {
     /// How long things take on this node. Shared with snapshots, copied when it changes under one.
     rates: Arc<Rates>,
     vram: Vram,
+    /// What is expected to be used soon: the known future, for the order of flights and for what may be evicted.
+    expected: Expected,
+    /// Expected models that could not be fetched, until when they are left alone.
+    put_off: BTreeMap<ModelKey, Tick>,
+    /// Whether something changed since expected models were looked at.
+    look_ahead: bool,
     disk_jobs: usize,
     /// The blob that is being read because it was its turn.
     patrolled: Option<BlobId>,
@@ -261,6 +270,9 @@ impl State {
             passing: passing::Passing::default(),
             rates: Arc::default(),
             vram: Vram::new(vram),
+            expected: Expected::default(),
+            put_off: BTreeMap::new(),
+            look_ahead: false,
             disk_jobs: 0,
             patrolled: None,
             idle_since: now,
@@ -282,6 +294,8 @@ impl State {
     #[must_use = "an effect that is dropped is work that never happens"]
     pub fn apply(&mut self, event: Event, now: Tick, wall: Wall) -> Vec<Effect> {
         self.wall = wall;
+        // Pieces come by the thousand and change nothing about what is missing.
+        self.look_ahead |= !matches!(event, Event::PieceDone { .. } | Event::Sample { .. });
         match event {
             Event::Ensure { id, request } => self.ensure(id, request, now),
             Event::Leave(id) => self.leave(id, now),
@@ -306,10 +320,11 @@ impl State {
             Event::Unlocked(blob) => self.unlocked(blob),
             Event::Shed { blob, result } => self.shed_done(blob, result),
             Event::Sunk { blob, result } => self.sunk(blob, result, now),
-            Event::Expect(models) => self.expect(&models, now),
+            Event::Foresee(models) => self.foresee(&models, now),
             Event::RamLimit(bytes) => self.ram_limit(bytes),
             Event::Pressure { release, source } => self.pressure(release, source, now),
             Event::PressureOver { growth } => self.pressure_over(growth),
+            Event::Expect { source, wants } => self.expect(&source, wants, now),
             Event::ProcessEnded(pid) => self.process_ended(pid),
             Event::Opens { worker, model } => self.opens(&worker, &model, now),
             Event::Expected { address, models } => self.expected_next(&address, models, now),
@@ -330,6 +345,7 @@ impl State {
             let before = self.let_go;
             self.admit_ensures(now);
             self.finish_ensures(now);
+            self.fly_ahead(now);
             self.make_room(now);
             self.advance_flights(now);
             self.fill_memory(now);
@@ -349,6 +365,7 @@ impl State {
     #[must_use]
     pub fn next_wake(&self) -> Option<Tick> {
         let leases = self.leases.values().map(|lease| lease.ends);
-        leases.chain(self.next_retry()).chain(self.next_patrol()).chain(self.vram.ledger.next_expiry()).min()
+        let leases = leases.chain(self.next_retry()).chain(self.next_patrol()).chain(self.next_ahead());
+        leases.chain(self.vram.ledger.next_expiry()).min()
     }
 }

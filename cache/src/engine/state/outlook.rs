@@ -38,7 +38,7 @@ impl State {
                 models.insert(model.clone(), Stored { blob: link.blob, bytes: blob.bytes, ram });
             }
         }
-        let disk = self.disk_victims(u64::MAX, now);
+        let disk = self.disk_victims(u64::MAX, Some(crate::plan::expected::Rank::RUNNING), now);
         let ram = self.ram_victims(u64::MAX, now);
         let victim = |blob| {
             let stored = self.blobs.get(&blob)?;

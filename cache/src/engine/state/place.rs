@@ -23,7 +23,7 @@ impl State {
     }
 
     /// What is known to be wanted soon, the next first.
-    pub(super) fn expect(&mut self, models: &[ModelKey], now: Tick) {
+    pub(super) fn foresee(&mut self, models: &[ModelKey], now: Tick) {
         let blob = |model| {
             let stored = self.links.get(model).map(|link| link.blob);
             let entry = self.catalog.get(model);

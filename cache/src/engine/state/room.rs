@@ -6,9 +6,10 @@ use crate::clock::Tick;
 use crate::engine::event::Effect;
 use crate::engine::state::flight::{Keep, Stage};
 use crate::engine::state::{Fate, State};
-use crate::engine::view::{DemoteReason, EvictReason, Priority, Tier, What};
+use crate::engine::view::{DemoteReason, EvictReason, Tier, What};
 use crate::fault::Fault;
 use crate::ids::{BlobId, FlightId, ModelKey};
+use crate::plan::expected::Rank;
 use crate::store::PartialName;
 
 impl State {
@@ -56,17 +57,22 @@ impl State {
 
     /// Bytes that eviction could give back, those on their way out included.
     fn evictable(&self, but: &BTreeSet<PartialName>) -> u64 {
+        let but: u64 = self.partials.iter().filter(|(name, _)| but.contains(name)).map(|(_, (bytes, _))| bytes).sum();
+        // What the running prompt uses is nobody's to take.
+        self.evictable_if(&|blob| self.blob_rank(*blob).is_none_or(|rank| rank > Rank::RUNNING)) - but
+    }
+
+    /// The same, of those stored blobs that `may_go`.
+    pub(super) fn evictable_if(&self, may_go: &dyn Fn(&BlobId) -> bool) -> u64 {
         let leased = self.leased();
+        let evictable = |id: &BlobId| self.is_evictable(*id, &leased) && may_go(id);
         let blobs: u64 = self
             .blobs
             .iter()
-            .filter(|(id, blob)| {
-                blob.fate == Fate::Removing && blob.on_disk || self.is_evictable(**id, &leased) || self.can_shed(**id)
-            })
+            .filter(|(id, blob)| blob.fate == Fate::Removing && blob.on_disk || evictable(id) || self.can_shed(**id))
             .map(|(_, blob)| blob.bytes)
             .sum();
-        let partials: u64 =
-            self.partials.iter().filter(|(name, _)| !but.contains(name)).map(|(_, (bytes, _))| bytes).sum();
+        let partials: u64 = self.partials.values().map(|(bytes, _)| bytes).sum();
         blobs + partials + self.discarding.values().sum::<u64>()
     }
 
@@ -89,14 +95,7 @@ impl State {
         self.sweep_passing();
         self.shrink(now);
         self.sink_waiting();
-        let mut waiting: Vec<(std::cmp::Reverse<Priority>, FlightId)> = self
-            .flights
-            .iter()
-            .filter(|(_, flight)| flight.stage == Stage::Waiting)
-            .map(|(id, flight)| (std::cmp::Reverse(flight.priority), *id))
-            .collect();
-        waiting.sort_unstable();
-        for (_, id) in waiting {
+        for (_, id) in self.in_turn(|flight| flight.stage == Stage::Waiting) {
             if !self.grant(id, now) {
                 // In order, or a large flight would wait for ever behind small ones.
                 break;
@@ -155,7 +154,8 @@ impl State {
         let policy = self.plan.name().to_owned();
         let reason =
             |_: &Self| wanted_by.clone().map(|wanted_by| EvictReason::Room { wanted_by, policy: policy.clone() });
-        let found = self.clear(short - leaving, &reason, now);
+        let spared = self.spared_by(flight);
+        let found = self.clear(short - leaving, Some(spared), &reason, now);
         if leaving + found >= short {
             return false;
         }
@@ -190,7 +190,14 @@ impl State {
 
     /// Starts to delete at least `bytes`: unfinished blobs that nobody wants first, then what the policy chooses.
     /// Returns the bytes that will come back.
-    fn clear(&mut self, bytes: u64, reason: &dyn Fn(&Self) -> Option<EvictReason>, now: Tick) -> u64 {
+    /// What is expected to be used goes last, and only what is farther than `spared`.
+    fn clear(
+        &mut self,
+        bytes: u64,
+        spared: Option<Rank>,
+        reason: &dyn Fn(&Self) -> Option<EvictReason>,
+        now: Tick,
+    ) -> u64 {
         let wanted: BTreeSet<PartialName> = self.flights.values().map(|flight| flight.name).collect();
         let mut oldest: Vec<(Tick, PartialName, u64)> = self
             .partials
@@ -209,7 +216,7 @@ impl State {
             self.out.push(Effect::Discard(name));
             found += size;
         }
-        for blob in self.disk_victims(bytes.saturating_sub(found), now) {
+        for blob in self.disk_victims(bytes.saturating_sub(found), spared, now) {
             let Some(stored) = self.blobs.get(&blob) else { continue };
             found += stored.bytes;
             if self.can_shed(blob) {
@@ -236,13 +243,20 @@ impl State {
     }
 
     /// What the policy would evict so that at least `bytes` come back, in order.
-    pub(super) fn disk_victims(&self, bytes: u64, now: Tick) -> Vec<BlobId> {
+    /// What is expected to be used comes last, and of that only what is farther than `spared`.
+    pub(super) fn disk_victims(&self, bytes: u64, spared: Option<Rank>, now: Tick) -> Vec<BlobId> {
         let leased = self.leased();
         let evictable = |blob: BlobId| {
             let may_go = self.is_evictable(blob, &leased) || self.can_shed(blob);
             may_go.then(|| self.blobs.get(&blob).map_or(0, |blob| blob.bytes))
         };
-        self.plan.victims(Tier::Nvme, bytes, &evictable, now)
+        let unexpected = |blob: BlobId| evictable(blob).filter(|_| self.blob_rank(blob).is_none());
+        let mut victims = self.plan.victims(Tier::Nvme, bytes, &unexpected, now);
+        let chosen: u64 = victims.iter().filter_map(|blob| unexpected(*blob)).sum();
+        if chosen < bytes {
+            victims.extend(self.farthest(bytes - chosen, spared, &evictable));
+        }
+        victims
     }
 
     /// The limit fell below what is held: what the policy chooses goes.
@@ -254,7 +268,7 @@ impl State {
         }
         let leaving = self.leaving();
         if over > leaving {
-            self.clear(over - leaving, &|_| Some(EvictReason::Shrunk { over }), now);
+            self.clear(over - leaving, None, &|_| Some(EvictReason::Shrunk { over }), now);
         }
     }
 

@@ -108,10 +108,12 @@ fn lands_through_the_cache() {
     file.sync_all().expect("syncs");
     fs::rename(&partial, &path).expect("renames");
     evict(&path);
-    let residency = held.residency().expect("counts");
-    assert_eq!((residency.bytes, residency.resident, residency.locked), (BYTES, BYTES, BYTES));
+    // While the kernel moves a page to another place it does not count it; none is read from the disk meanwhile, see below.
+    let whole = |residency: &Residency| residency.resident == BYTES;
+    let residency = (0..1000).map(|_| held.residency().expect("counts")).find(whole).expect("no page was given up");
+    assert_eq!((residency.bytes, residency.locked), (BYTES, BYTES));
     load_like_comfyui(&path);
     assert!(fs::read(&path).expect("reads") == content, "what was locked is what was written");
-    assert_eq!(cached(&path), BYTES);
+    assert!((0..1000).any(|_| cached(&path) == BYTES), "a load took locked pages away");
     assert_eq!(read_bytes() - before, 0, "bytes read back from the disk");
 }

@@ -4,6 +4,7 @@ mod crashes;
 mod damage;
 mod imports;
 mod lifecycle;
+mod marks;
 mod speed;
 
 use std::fs;

@@ -1,5 +1,6 @@
 //! Tests of the state: a naive world that does what the state asks, in any order, with any luck; and claims about single walks.
 
+mod expects;
 mod walks;
 mod world;
 
@@ -33,6 +34,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..30u8).prop_map(Step::RamLimit),
         1 => (0..30u8).prop_map(Step::Pressure),
         1 => Just(Step::PressureOver),
+        2 => (0..2u8, prop::collection::vec(0..8u8, 0..6), any::<bool>())
+            .prop_map(|(source, queue, ram)| Step::Expect { source, queue, ram }),
         3 => (0..3u8, 0..8u8, 0..8u8, any::<bool>())
             .prop_map(|(worker, a, b, in_use)| Step::Load { worker, a, b, in_use }),
         1 => (0..3u8).prop_map(Step::WorkerEnds),

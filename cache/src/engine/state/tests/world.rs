@@ -15,6 +15,7 @@ use crate::engine::view::{EnsureRequest, LeaseView, Priority, RamHold, Tier, Tru
 use crate::fault::Fault;
 use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName};
 use crate::piece::{self, Cv, Layout, PIECE_BYTES};
+use crate::plan::expected::{Rank, Want};
 use crate::plan::{Costs, PolicyKind};
 use crate::store::{Inventory, PartialName, StoredBlob, StoredLink, StoredPartial};
 use crate::units::{MIB, Share};
@@ -30,7 +31,13 @@ const RAM: u64 = 30 * MIB;
 /// Something that the test does to the world.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
-    Ensure { a: u8, b: u8, demand: bool, cancel: bool, ram: bool },
+    Ensure {
+        a: u8,
+        b: u8,
+        demand: bool,
+        cancel: bool,
+        ram: bool,
+    },
     Promote(u8),
     Demote(u8),
     RamLimit(u8),
@@ -39,18 +46,35 @@ pub(super) enum Step {
     Leave(u8),
     DoOne(u8),
     PieceArrives(u8),
-    RequestBreaks { request: u8, fault: u8 },
+    RequestBreaks {
+        request: u8,
+        fault: u8,
+    },
     DiskFails(u8),
     Touch(u8),
     Delete(u8),
     ChangeAtOrigin(u8),
-    Pin { model: u8, seconds: u8 },
+    Pin {
+        model: u8,
+        seconds: u8,
+    },
     Unpin(u8),
     Evict(u8),
     CancelFlight(u8),
     Space(u8),
     Wait(u8),
-    Load { worker: u8, a: u8, b: u8, in_use: bool },
+    /// A server's queue: one model a prompt, in RAM or not.
+    Expect {
+        source: u8,
+        queue: Vec<u8>,
+        ram: bool,
+    },
+    Load {
+        worker: u8,
+        a: u8,
+        b: u8,
+        in_use: bool,
+    },
     WorkerEnds(u8),
     Restart,
 }
@@ -113,7 +137,7 @@ pub(super) struct World {
     pub(super) log: Vec<String>,
 }
 
-fn model(n: u8) -> ModelKey {
+pub(super) fn model(n: u8) -> ModelKey {
     let folder = ["vae", "diffusion_models", "text_encoders"].get(usize::from(n % MODELS)).unwrap_or(&"loras");
     ModelKey::parse(&format!("{folder}/m{}.safetensors", n % MODELS)).expect("a valid key")
 }
@@ -213,7 +237,11 @@ impl World {
                 Effect::EndLease(lease) => drop(self.leases.remove(&lease)),
                 Effect::Land(flight) => assert!(self.open.contains_key(&flight), "only an open file lands"),
                 Effect::NoteResident(blobs) => self.noted = blobs,
-                Effect::NoteUse(_) | Effect::Record(_) | Effect::CountUse { .. } | Effect::Advise(_) => {}
+                Effect::NoteUse(_)
+                | Effect::Record(_)
+                | Effect::CountUse { .. }
+                | Effect::Advise(_)
+                | Effect::CountAhead(_) => {}
                 Effect::Bless(blob) => {
                     if let Some(file) = self.files.get_mut(&blob) {
                         file.touched = false;
@@ -324,10 +352,18 @@ impl World {
         (!all.is_empty()).then(|| all[n as usize % all.len()].clone())
     }
 
+    /// A server's queue, one model a prompt.
+    pub(super) fn expect(&mut self, source: u8, queue: &[u8], ram: bool) {
+        let want = |(position, n): (u32, &u8)| Want { model: model(*n), rank: Rank { position, order: 0 }, ram };
+        let wants = (0..).zip(queue).map(want).collect();
+        self.apply(Event::Expect { source: format!("comfy:{}", source % 2), wants });
+    }
+
     pub(super) fn step(&mut self, step: Step) {
         self.now = self.now.after(Duration::from_millis(10));
         match step {
             Step::Ensure { a, b, demand, cancel, ram } => self.ensure_in(&[a, b], demand, cancel, ram),
+            Step::Expect { source, queue, ram } => self.expect(source, &queue, ram),
             Step::Promote(n) => {
                 let (_, effects) = self.state.promote(&[model(n)], self.now);
                 self.take(effects);
