@@ -267,14 +267,13 @@ impl State {
 
     /// Gives back `bytes` of RAM for an expected model, of what no one expects sooner. All or nothing.
     fn demote_for(&mut self, model: &ModelKey, rank: Rank, bytes: u64, now: Tick) {
-        let leased = self.leased_in_ram();
+        let leased = self.hard_or_soft();
         let wanted = |blob: BlobId| self.blob_rank(blob).is_some_and(|at| at <= rank) && self.is_expected_in_ram(blob);
         let evictable = |blob: BlobId| {
             let held = self.memory.held.get(&blob).filter(|held| held.stage != RamStage::Unlocking)?;
             let free = !self.is_wanted_in_ram(blob) && !wanted(blob);
             // A lease is somebody's word; an expectation is not.
-            let leased = leased.contains_key(&blob) && !self.is_expected_in_ram(blob);
-            (free && !leased).then_some(held.bytes)
+            (free && !leased.contains(&blob)).then_some(held.bytes)
         };
         let victims = self.memory.policy.victims(bytes, &evictable, now);
         let found: u64 = victims.iter().filter_map(|blob| evictable(*blob)).sum();
