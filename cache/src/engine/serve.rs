@@ -66,7 +66,7 @@ impl Engine {
                 let _ = reply.send(());
             }
             Command::Unpin(lease, reply) => {
-                let _ = reply.send(self.state.unpin(lease).map(|(lease, effects)| {
+                let _ = reply.send(self.state.unpin(lease, now).map(|(lease, effects)| {
                     self.act(effects);
                     lease
                 }));

@@ -164,7 +164,7 @@ impl State {
     pub(super) fn inspected(&mut self, blob: BlobId, found: Found, now: Tick) {
         let waiting = Step::Inspecting(blob);
         // What the disk does not have cannot have been touched there.
-        let elsewhere = self.blobs.get(&blob).is_some_and(|stored| !stored.on_disk);
+        let elsewhere = self.blobs.get(&blob).is_some_and(|stored| !stored.on_disk || stored.fate == Fate::Shedding);
         match found {
             Found::Changed(_) if elsewhere => self.whole(blob, &waiting, now),
             Found::Intact => self.whole(blob, &waiting, now),

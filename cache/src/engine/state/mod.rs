@@ -14,7 +14,8 @@
 //! | `passing` | blobs that RAM alone holds, or nobody: for executors that can do that |
 //! | `order` | in which order a set is locked in RAM |
 //! | `patrol` | which stored blob is read again while nothing else happens |
-//! | `stored` | what is on the disk: names, leases, damage |
+//! | `leases` | what somebody asked to keep |
+//! | `stored` | what is on the disk: names, uses, damage |
 //! | `restart` | flights whose source changed or failed; files that are let go |
 //! | `look` | read-only views for the outside |
 //! | `outlook` | what an estimate needs to know, as a snapshot |
@@ -27,6 +28,7 @@ mod dispatch;
 mod ensure;
 mod expect;
 mod flight;
+mod leases;
 mod look;
 mod memory;
 mod order;

@@ -440,7 +440,7 @@ impl World {
             }
             Step::Unpin(n) => {
                 let lease = self.pick(self.leases.keys().copied(), n);
-                if let Some(Ok((_, effects))) = lease.map(|lease| self.state.unpin(lease)) {
+                if let Some(Ok((_, effects))) = lease.map(|lease| self.state.unpin(lease, self.now)) {
                     self.take(effects);
                 }
             }
