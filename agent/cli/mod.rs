@@ -32,6 +32,7 @@ mod report;
 mod scan;
 mod status;
 mod top;
+mod why;
 mod workers;
 mod workflow;
 
@@ -108,6 +109,8 @@ enum Command {
     Fleet(fleet::FleetArgs),
     /// Say what the cache saved over some hours, and what got worse
     Report(report::ReportArgs),
+    /// Say why a model is where it is: what it is worth, what goes next, what was decided
+    Why(why::WhyArgs),
     /// List the processes that load models onto GPUs, and what they hold there
     Workers,
     /// Show what happened, and why
@@ -164,6 +167,7 @@ impl Command {
             | Self::Refresh(_)
             | Self::Readiness(_)
             | Self::Report(_)
+            | Self::Why(_)
             | Self::Events(_)
             | Self::Comfy(_)
             | Self::Health => Vec::new(),
@@ -323,6 +327,7 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Readiness(args) => readiness::readiness(context, args).await,
         Command::Fleet(args) => fleet::fleet(context, args).await,
         Command::Report(args) => report::report(context, args).await,
+        Command::Why(args) => why::why(context, args).await,
         Command::Workers => workers::workers(context).await,
         Command::Events(args) => events::events(context, args).await,
         Command::Replay(args) => replay::replay(context, &args),

@@ -1,10 +1,14 @@
 //! `tierd replay`: a trace of requests through the engine's own state machine, in virtual time. Asks no daemon and moves no model.
 
+mod chart;
+mod sweep;
+
 use std::fs::File;
 use std::io::{BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 use tierd_cache::plan::PolicyKind;
 use tierd_cache::replay::report::{Move, Report, tier_name};
 use tierd_cache::replay::trace::Trace;
@@ -24,7 +28,9 @@ const TRACE_BYTES_MAX: u64 = 4 << 30;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tierd replay week.csv.gz --disk 500GiB --ram 64GiB\n  \
     tierd replay week.csv.gz --disk 10% --ram 2.5% --policy lru --json\n  \
-    tierd replay today.csv --warm-up yesterday.csv --disk 25% --ram 6.25% --queue 2\n\n\
+    tierd replay today.csv --warm-up yesterday.csv --disk 25% --ram 6.25% --queue 2\n  \
+    tierd replay week.csv.gz --compare\n  \
+    tierd replay week.csv.gz --sweep --chart waiting.svg\n\n\
     A trace is CSV, gzipped or not: timestamp_ms,request_id,model_key,bytes,kind. NAME.requests.csv[.gz] beside \
     NAME.csv[.gz] says how long a GPU worked on each request. Sizes may be shares of the distinct bytes of the trace. \
     See docs/policy.md.")]
@@ -64,8 +70,35 @@ pub(crate) struct ReplayArgs {
     #[arg(long, value_name = "RATE", default_value = "25GB")]
     pub ram_rate: ByteSize,
     /// Write every move to this file, as CSV
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "sweep")]
     pub decisions: Option<PathBuf>,
+    /// Replay it under lru, fifo and the bound too, and say how they compare
+    #[arg(long, conflicts_with = "sweep")]
+    pub compare: bool,
+    /// Waiting against sizes of disk and RAM: what a bigger one would bring
+    #[arg(long)]
+    pub sweep: bool,
+    /// Sizes of disk to sweep over, in bytes or shares
+    #[arg(
+        long,
+        value_name = "SIZES",
+        value_delimiter = ',',
+        default_value = "5%,10%,25%,50%,75%,100%",
+        requires = "sweep"
+    )]
+    pub sweep_disk: Vec<Share>,
+    /// Sizes of RAM to sweep over, in bytes or shares
+    #[arg(
+        long,
+        value_name = "SIZES",
+        value_delimiter = ',',
+        default_value = "1.25%,2.5%,6.25%,12.5%,25%",
+        requires = "sweep"
+    )]
+    pub sweep_ram: Vec<Share>,
+    /// Draw the sweep into this file, as SVG
+    #[arg(long, value_name = "FILE", requires = "sweep")]
+    pub chart: Option<PathBuf>,
 }
 
 /// A policy's name, or the bound.
@@ -96,12 +129,72 @@ pub(crate) enum NodeArg {
 pub(crate) fn replay(context: &Context, args: &ReplayArgs) -> Outcome {
     let (trace, warm_up) = load(args)?;
     let setup = setup(args, &trace, warm_up)?;
+    if args.sweep {
+        return sweep(context, args, &trace, &setup);
+    }
     let report = match &args.decisions {
         Some(file) => with_decisions(file, &trace, &setup)?,
         None => tierd_cache::replay::run(&trace, &setup, &mut |_| ()),
     };
-    context.out.document(&report)?;
-    print(context, &report)
+    if !args.compare {
+        context.out.document(&report)?;
+        return print(context, &report);
+    }
+    let compared = sweep::replay_all(context.out, &trace, &sweep::rivals(&setup))?;
+    context.out.document(&Compared { report: &report, compared: &compared })?;
+    print(context, &report)?;
+    print_compared(context, &report, &compared)
+}
+
+/// A report, with those of its rivals.
+#[derive(Serialize)]
+struct Compared<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    compared: &'a [Report],
+}
+
+fn print_compared(context: &Context, report: &Report, compared: &[Report]) -> Outcome {
+    let rows: Vec<Vec<String>> = std::iter::once(report)
+        .chain(compared)
+        .map(|other| {
+            let lru = compared.first().map_or(0.0, |lru| lru.stall.mean);
+            let against = if lru > 0.0 { format!("{:.2}", other.stall.mean / lru) } else { String::new() };
+            vec![
+                other.policy.clone(),
+                format!("{:.3} s", other.stall.mean),
+                against,
+                format!("{:.3} s", other.stall.p95),
+                size(other.origin_bytes),
+                other.evictions.to_string(),
+            ]
+        })
+        .collect();
+    context.out.line("")?;
+    context.out.table(&["POLICY", "WAITING>", "OF LRU'S>", "P95>", "FROM THE ORIGIN>", "EVICTED>"], &rows)?;
+    Ok(())
+}
+
+/// Replays under every size, prints the table and draws the chart.
+fn sweep(context: &Context, args: &ReplayArgs, trace: &Trace, setup: &Setup) -> Outcome {
+    let whole = trace.distinct_bytes(setup.warm_up);
+    let sizes = |shares: &[Share]| -> Vec<u64> {
+        let mut sizes: Vec<u64> = shares.iter().map(|share| share.of(whole)).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    };
+    let (disks, rams) = (sizes(&args.sweep_disk), sizes(&args.sweep_ram));
+    let reports = sweep::replay_all(context.out, trace, &sweep::grid(setup, &disks, &rams))?;
+    context.out.document(&serde_json::json!({ "sweep": reports }))?;
+    sweep::table(context.out, &disks, &rams, &reports)?;
+    if let Some(file) = &args.chart {
+        let title = format!("mean waiting by size of the disk, policy {}", reports[0].policy);
+        let chart = chart::svg(&title, &sweep::lines(&disks, &rams, &reports));
+        let failed = |error: std::io::Error| Failure::new(Exit::Failed, format!("{}: {error}", file.display()));
+        std::fs::write(file, chart).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Reads all traces. Returns how many requests are not counted.

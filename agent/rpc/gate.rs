@@ -29,6 +29,7 @@ pub(crate) const METHODS: &[&str] = &[
     "EnsureWorkflow",
     "EstimateReadiness",
     "Evict",
+    "Explain",
     "GetFlight",
     "GetModel",
     "GetNode",

@@ -36,6 +36,7 @@ words! {
     phase: Phase, "PHASE_";
     origin_state: OriginState, "ORIGIN_STATE_";
     ram_hold: RamHold, "RAM_HOLD_";
+    decision_kind: DecisionKind, "DECISION_KIND_";
     regression_kind: RegressionKind, "REGRESSION_KIND_";
     obstacle_kind: ObstacleKind, "OBSTACLE_KIND_";
     import_how: ImportHow, "IMPORT_HOW_";

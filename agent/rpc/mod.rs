@@ -7,6 +7,7 @@ mod comfy;
 mod connection;
 pub mod convert;
 pub(crate) mod ensure;
+mod explain;
 pub mod fault;
 mod gate;
 mod hint;

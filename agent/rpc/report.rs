@@ -7,7 +7,7 @@ use tierd_cache::engine::EngineHandle;
 use tierd_cache::plan::report::{Found, HOURS_MAX, Moved, Regression, RegressionKind, Report, Saved, Totals};
 use tonic::{Request, Response, Status};
 
-use crate::rpc::caller::{ANSWER_WAIT, answer, span};
+use crate::rpc::caller::{self, ANSWER_WAIT, answer, span};
 use crate::rpc::fault::invalid;
 use crate::rpc::pb;
 
@@ -34,6 +34,12 @@ impl pb::report_service_server::ReportService for Reports {
         }
         let report = answer(ANSWER_WAIT, self.engine.report(hours)).await?;
         Ok(Response::new((&report).into()))
+    }
+
+    async fn explain(&self, request: Request<pb::ExplainRequest>) -> Result<Response<pb::ExplainResponse>, Status> {
+        let model = caller::model("model", &request.get_ref().model)?;
+        let explained = answer(ANSWER_WAIT, self.engine.explain(model)).await?;
+        Ok(Response::new((&explained).into()))
     }
 }
 

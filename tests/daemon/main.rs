@@ -19,6 +19,7 @@ mod page;
 mod pressure;
 mod ram;
 mod readiness;
+mod replay;
 mod report;
 mod room;
 mod seeing;

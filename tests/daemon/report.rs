@@ -110,3 +110,51 @@ async fn spans_that_are_not_remembered_are_refused_by_field() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn why_says_what_a_model_is_worth_who_goes_next_and_what_was_decided_with_its_numbers() {
+    within(60, async {
+        let origin = FaultOrigin::start().await;
+        let names: Vec<String> = (0..4).map(|n| format!("loras/{n}.safetensors")).collect();
+        for (n, name) in names.iter().enumerate() {
+            origin.put(name, &Content::model(960 + n as u64, 20 * MIB));
+        }
+        let settings = Settings::with_origin(&origin).set("store", "budget", "\"64 MiB\"");
+        let daemon = Daemon::start(settings).await;
+        let client = daemon.client().await;
+        for _ in 0..4 {
+            client.ready(&[&names[0]]).await;
+        }
+        client.ready(&[&names[1]]).await;
+        client.ready(&[&names[2]]).await;
+        client.ready(&[&names[2]]).await;
+        let mut reports = ReportServiceClient::new(client.channel.clone());
+        let mut explain = async |model: &str| {
+            reports.explain(pb::ExplainRequest { model: model.to_owned() }).await.map(tonic::Response::into_inner)
+        };
+        let popular = explain(&names[0]).await.expect("it is there");
+        let disk = popular.tiers.first().expect("it is on the disk");
+        assert_eq!((popular.policy.as_str(), disk.before, disk.next.as_str()), ("value", Some(2), names[1].as_str()));
+        let standing = disk.standing.expect("value weighs");
+        assert!(standing.worth > disk.next_worth.expect("value weighs") && standing.uses_per_day > 1.0, "{standing:?}");
+        assert_eq!(popular.decisions[0].kind(), pb::DecisionKind::Fetched);
+
+        client.ready(&[&names[3]]).await;
+        let gone = explain(&names[1]).await.expect("an origin has it");
+        assert!(gone.tiers.is_empty() && gone.last_used.is_none(), "{gone:?}");
+        let last = gone.decisions.last().expect("it was evicted");
+        assert_eq!((last.kind(), last.wanted_by.as_str()), (pb::DecisionKind::Evicted, names[3].as_str()));
+        assert!(last.reason.contains("value chose this one") && last.worth.is_some(), "{last:?}");
+        let nobody = explain("loras/none.safetensors").await.expect_err("nobody knows it");
+        assert_eq!(nobody.code(), tonic::Code::NotFound);
+
+        let done = daemon.cli().run(&["why", &names[1]]).await.assert_code(0);
+        for line in ["it is not on this node", "evicted", "fetched", "needed the room"] {
+            assert!(done.out.contains(line), "no {line} in {}", done.out);
+        }
+        let done = daemon.cli().run(&["why", &names[0]]).await.assert_code(0);
+        assert!(done.out.contains("would go before it") && done.out.contains("uses a day"), "{}", done.out);
+        daemon.cli().run(&["why", "loras/none.safetensors"]).await.assert_code(3);
+    })
+    .await;
+}

@@ -9,8 +9,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::engine::known::Known;
 use crate::engine::outlook::Outlook;
 use crate::engine::view::{
-    EnsureRequest, EnsureUpdate, EvictReport, FlightView, ImportedFile, LeaseView, ModelFilter, ModelPage, ModelView,
-    MoveReport, NodeView, Occurrence, RamHold,
+    EnsureRequest, EnsureUpdate, EvictReport, Explanation, FlightView, ImportedFile, LeaseView, ModelFilter, ModelPage,
+    ModelView, MoveReport, NodeView, Occurrence, RamHold,
 };
 use crate::fault::Fault;
 use crate::ids::{FlightId, LeaseId, ModelKey, OriginName, Seq};
@@ -70,6 +70,7 @@ pub(crate) enum Command {
     Refresh(Option<OriginName>, oneshot::Sender<Result<(), Fault>>),
     Node(oneshot::Sender<NodeView>),
     Report(u64, oneshot::Sender<Report>),
+    Explain(ModelKey, oneshot::Sender<Result<Explanation, Fault>>),
     Watch(Option<Seq>, oneshot::Sender<Watch>),
     Import {
         path: PathBuf,
@@ -291,6 +292,15 @@ impl EngineHandle {
     /// [`Fault::ShuttingDown`].
     pub async fn report(&self, hours: u64) -> Result<Report, Fault> {
         self.ask(|reply| Command::Report(hours, reply)).await
+    }
+
+    /// Why a model is where it is: where it stands in each tier, and the last decisions about it since the daemon started.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::NotFound`] for a name that neither the node nor an origin has; [`Fault::ShuttingDown`].
+    pub async fn explain(&self, model: ModelKey) -> Result<Explanation, Fault> {
+        self.ask(|reply| Command::Explain(model, reply)).await?
     }
 
     /// What happened after `since` (all that is remembered if `None`), and what happens from now on.

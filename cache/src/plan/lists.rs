@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::clock::Tick;
 use crate::engine::view::Tier;
 use crate::ids::BlobId;
-use crate::plan::{EvictionPolicy, Placement, Policy, Room};
+use crate::plan::{Beside, EvictionPolicy, Placement, Policy, Room, Standing};
 
 /// Two lists of one kind.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ impl<L: EvictionPolicy> Policy for Lists<L> {
         self.list(tier).used(blob, now);
     }
 
-    fn asked(&mut self, _blob: BlobId, _bytes: u64, _now: Tick) {}
+    fn asked(&mut self, _blob: BlobId, _bytes: u64, _beside: Beside, _now: Tick) {}
 
     /// Blobs are found in the order of their last use: the list has it already.
     fn recall(&mut self, _blob: BlobId, _bytes: u64, _unused_for: Duration, _now: Tick) {}
@@ -61,6 +61,10 @@ impl<L: EvictionPolicy> Policy for Lists<L> {
             return Placement::default();
         }
         Placement { to: Some(Tier::Ram), from_ram, ..Placement::default() }
+    }
+
+    fn standing(&self, _tier: Tier, _blob: BlobId, _bytes: u64, _now: Tick) -> Option<Standing> {
+        None
     }
 
     fn places_late(&self) -> bool {

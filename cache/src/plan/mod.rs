@@ -57,8 +57,9 @@ pub trait Policy: Send + std::fmt::Debug {
     /// A blob that is in a tier was looked up there: recency, for policies that go by it.
     fn used(&mut self, tier: Tier, blob: BlobId, now: Tick);
 
-    /// Somebody waits for a blob, wherever it is: frequency, for policies that go by it. Comes once for each caller and model.
-    fn asked(&mut self, blob: BlobId, bytes: u64, now: Tick);
+    /// Somebody waits for a blob, wherever it is, and for others with it: frequency, for policies that go by it. Comes once for each caller
+    /// and model.
+    fn asked(&mut self, blob: BlobId, bytes: u64, beside: Beside, now: Tick);
 
     /// A blob that was found at a start was last used so long ago: all that is known of its uses.
     fn recall(&mut self, blob: BlobId, bytes: u64, unused_for: Duration, now: Tick);
@@ -75,9 +76,46 @@ pub trait Policy: Send + std::fmt::Debug {
     /// Where a blob that was just read should stay, and what must go for it. The same tier or nothing means: as it is.
     fn place(&self, blob: BlobId, bytes: u64, room: &Room<'_>, now: Tick) -> Placement;
 
+    /// What a blob is worth in a tier, in numbers, for people. `None` from policies that go by order alone.
+    fn standing(&self, tier: Tier, blob: BlobId, bytes: u64, now: Tick) -> Option<Standing>;
+
     /// Whether a blob is placed when its bytes are there, so that nothing goes before it must. If not, room is made for it on the
     /// disk before its first byte.
     fn places_late(&self) -> bool;
+}
+
+/// Bytes of the other models of a set that somebody waits for, by where they are. All of a set move at once; those of one tier share its link.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// At an origin.
+    pub origin: u64,
+    /// On the disk.
+    pub disk: u64,
+    /// In RAM.
+    pub ram: u64,
+}
+
+impl Beside {
+    /// More bytes in a tier.
+    pub fn add(&mut self, tier: Tier, bytes: u64) {
+        match tier {
+            Tier::Origin => self.origin += bytes,
+            Tier::Nvme => self.disk += bytes,
+            // What is in VRAM is waited for by nobody.
+            Tier::Ram | Tier::Vram => self.ram += bytes,
+        }
+    }
+
+    /// The same without a model.
+    #[must_use]
+    pub fn without(mut self, tier: Tier, bytes: u64) -> Self {
+        match tier {
+            Tier::Origin => self.origin = self.origin.saturating_sub(bytes),
+            Tier::Nvme => self.disk = self.disk.saturating_sub(bytes),
+            Tier::Ram | Tier::Vram => self.ram = self.ram.saturating_sub(bytes),
+        }
+        self
+    }
 }
 
 /// What two tiers hold and may give, as a placement sees it.
@@ -120,6 +158,29 @@ pub struct Placement {
     pub loss: f64,
 }
 
+/// What a blob is worth in a tier.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Standing {
+    /// Uses a second that are expected, by what was counted.
+    pub counted_rate: f64,
+    /// Uses a second that are expected because a prompt that waits will need it.
+    pub expected_rate: f64,
+    /// Seconds that a use waits less than if its origin had it.
+    pub saved_seconds: f64,
+    /// Its size.
+    pub bytes: u64,
+}
+
+impl Standing {
+    /// What is compared: seconds of waiting saved a day, for each GiB held.
+    #[must_use]
+    pub fn worth(&self) -> f64 {
+        const DAY: f64 = 86_400.0;
+        let saved = (self.counted_rate + self.expected_rate) * self.saved_seconds * DAY;
+        saved / (self.bytes.max(1) as f64 / crate::units::GIB as f64)
+    }
+}
+
 /// How long bytes take on this node: what a policy by cost weighs with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Costs {
@@ -142,17 +203,24 @@ impl Default for Costs {
 }
 
 impl Costs {
-    /// Seconds that a use of `bytes` bytes waits less for having them in a tier instead of at an origin.
+    /// Seconds until a set is ready.
     #[must_use]
-    pub fn saved(&self, tier: Tier, bytes: u64) -> f64 {
-        let bytes = bytes as f64;
-        let origin = self.origin_first_byte + bytes * self.origin_byte;
-        match tier {
-            Tier::Vram => origin,
-            Tier::Ram => origin - bytes * self.ram_byte,
-            Tier::Nvme => origin - bytes * self.disk_byte,
-            Tier::Origin => 0.0,
-        }
+    pub fn ready(&self, set: Beside) -> f64 {
+        let first_byte = if set.origin > 0 { self.origin_first_byte } else { 0.0 };
+        let origin = first_byte + set.origin as f64 * self.origin_byte;
+        origin.max(set.disk as f64 * self.disk_byte).max(set.ram as f64 * self.ram_byte)
+    }
+
+    /// Seconds that whoever waits for `bytes` bytes, and for others beside them, waits less for having them in a tier instead of at an
+    /// origin. A small file that is ready long before a large one saves nothing.
+    #[must_use]
+    pub fn saved(&self, tier: Tier, bytes: u64, beside: Beside) -> f64 {
+        let with = |tier: Tier| {
+            let mut set = beside;
+            set.add(tier, bytes);
+            self.ready(set)
+        };
+        with(Tier::Origin) - with(tier)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::clock::Tick;
 use crate::engine::event::{Ahead, Commit, CommitFault, Effect, RequestId};
 use crate::engine::state::ensure::{Step, arrived};
 use crate::engine::state::{DISK_JOBS_MAX, Fate, State};
-use crate::engine::view::{FlightView, Phase, Priority, What};
+use crate::engine::view::{Decided, FlightView, Phase, Priority, What};
 use crate::fault::Fault;
 use crate::ids::{BlobId, FlightId, ModelKey, OriginName, Sha256Digest};
 use crate::piece::{self, Cv, Layout};
@@ -432,13 +432,21 @@ impl State {
                 want.hold = Some(blob);
                 held += 1;
                 if ensure.request.priority == Priority::Demand && !std::mem::replace(&mut want.counted, true) {
-                    self.plan.asked(blob, bytes, now);
+                    self.plan.asked(blob, bytes, crate::plan::Beside::default(), now);
                 }
             }
         }
         if let Some(blob) = self.blobs.get_mut(&blob) {
             blob.holds += held;
         }
+        let (what, reason) = if flight.ahead {
+            (Decided::Prefetched, "a queued prompt will need it")
+        } else if flight.priority == Priority::Demand {
+            (Decided::Fetched, "somebody waited for it")
+        } else {
+            (Decided::Prefetched, "somebody asked for it ahead of time")
+        };
+        self.decided(blob, what, reason.to_owned(), None);
         self.place(blob, true, now);
         // What was promised a line above is still there: its pages are locked before anybody else asks.
         self.memory.landed = landed.then_some(blob);

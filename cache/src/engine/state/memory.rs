@@ -277,6 +277,7 @@ impl State {
             self.plan.inserted(Tier::Ram, blob, bytes, now);
             self.out.push(Effect::Lock { blob, bytes });
             self.memory.changed = true;
+            self.decided_to_promote(blob, demanded);
             return true;
         }
         let short = (bytes + self.memory.budget.over()).saturating_sub(self.memory.budget.free());
@@ -335,6 +336,9 @@ impl State {
         self.memory.placed.remove(&blob);
         if matches!(reason, DemoteReason::Pressure { .. } | DemoteReason::Shrunk { .. }) {
             self.memory.regrow.push_back(blob);
+        }
+        if self.memory.held.get(&blob).is_some_and(|held| held.stage != Stage::Unlocking) {
+            self.decided_to_demote(blob, &reason);
         }
         let Some(held) = self.memory.held.get_mut(&blob).filter(|held| held.stage != Stage::Unlocking) else { return };
         let was_locked = held.stage == Stage::Locked;

@@ -7,6 +7,7 @@
 //! | `flight` | flights: from room, to pieces, to a whole blob |
 //! | `dispatch` | which piece is fetched next, from where |
 //! | `expect` | what queued prompts will need: flights ahead of time, in order |
+//! | `explain` | why a model is where it is: the last decisions, and where it stands |
 //! | `room` | the disk budget: admission, reservation, eviction |
 //! | `memory` | the RAM tier: what is held in RAM, what goes first |
 //! | `demote` | what leaves RAM first, and what may not |
@@ -27,6 +28,7 @@ mod demote;
 mod dispatch;
 mod ensure;
 mod expect;
+mod explain;
 mod flight;
 mod leases;
 mod look;
@@ -64,6 +66,7 @@ use crate::store::{Inventory, PartialName, StoredLink};
 use crate::units::Share;
 
 use self::ensure::Ensure;
+use self::explain::Decisions;
 use self::flight::Flight;
 use self::memory::Memory;
 use self::workers::Vram;
@@ -221,6 +224,9 @@ pub struct State {
     next_lease: u64,
     rng: fastrand::Rng,
     wall: Wall,
+    /// The time of the last event or question: what decisions are remembered by.
+    now: Tick,
+    decisions: Decisions,
     out: Vec<Effect>,
 }
 
@@ -284,6 +290,8 @@ impl State {
             next_request: 1,
             next_lease: inventory.next_lease,
             wall,
+            now,
+            decisions: Decisions::default(),
             out: Vec::new(),
         };
         state.take_over(inventory, now);
@@ -296,6 +304,7 @@ impl State {
     #[must_use = "an effect that is dropped is work that never happens"]
     pub fn apply(&mut self, event: Event, now: Tick, wall: Wall) -> Vec<Effect> {
         self.wall = wall;
+        self.now = now;
         // Pieces come by the thousand and change nothing about what is missing.
         self.look_ahead |= !matches!(event, Event::PieceDone { .. } | Event::Sample { .. });
         match event {
@@ -343,6 +352,7 @@ impl State {
     /// Lets everything move that can: callers whose answers are in, flights that wait for room, pieces that wait for
     /// connections.
     fn settle(&mut self, now: Tick) {
+        self.now = now;
         loop {
             let before = self.let_go;
             self.admit_ensures(now);

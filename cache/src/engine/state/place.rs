@@ -6,17 +6,25 @@ use crate::engine::state::{Fate, State};
 use crate::engine::view::{DemoteReason, EvictReason, Priority, Tier};
 use crate::fault::Fault;
 use crate::ids::{BlobId, ModelKey};
-use crate::plan::{Placement, Room, TierRoom};
+use crate::plan::{Beside, Placement, Room, TierRoom};
 
 impl State {
     /// Tells the policy what a caller wants, as far as its content is known by now. The rest is told when it is here.
     pub(super) fn count(&mut self, wants: &mut [Want], now: Tick) {
-        for want in wants {
+        let mut set = Beside::default();
+        let mut sizes = Vec::new();
+        for want in wants.iter() {
+            let blob = want.hold.and_then(|blob| self.blobs.get(&blob));
+            let bytes = blob.map(|blob| blob.bytes).or(self.catalog.get(&want.model).map(|entry| entry.bytes));
+            set.add(want.from, bytes.unwrap_or(0));
+            sizes.push((want.from, bytes.unwrap_or(0)));
+        }
+        for (want, (from, size)) in wants.iter_mut().zip(sizes) {
             let entry = self.catalog.get(&want.model);
             let known = want.hold.or(entry.and_then(|entry| entry.blake3));
             let bytes = want.hold.and_then(|blob| self.blobs.get(&blob)).map(|blob| blob.bytes);
             if let (Some(blob), Some(bytes)) = (known, bytes.or(entry.map(|entry| entry.bytes))) {
-                self.plan.asked(blob, bytes, now);
+                self.plan.asked(blob, bytes, set.without(from, size), now);
                 want.counted = true;
             }
         }

@@ -233,6 +233,7 @@ impl State {
 
     /// Writes down that a blob leaves the disk under all its names; its bytes count once.
     pub(super) fn record_evicted(&mut self, blob: BlobId, reason: &EvictReason) {
+        self.decided_to_evict(blob, reason);
         let Some(stored) = self.blobs.get(&blob) else { return };
         let (mut bytes, last_used) = (stored.bytes, stored.last_used);
         for model in stored.models.clone() {

@@ -89,7 +89,7 @@ impl State {
         self.count_uses(&changes);
         for blob in changes.used {
             if let Some(bytes) = self.blobs.get(&blob).map(|stored| stored.bytes) {
-                self.plan.asked(blob, bytes, now);
+                self.plan.asked(blob, bytes, crate::plan::Beside::default(), now);
             }
             self.touch(blob, now);
         }

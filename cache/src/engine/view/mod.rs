@@ -1,6 +1,7 @@
 //! What the engine tells about itself: plain values, no channels. The proto messages mirror these words.
 //! What happened, and why, is in `happened`.
 
+mod explained;
 mod happened;
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use crate::fault::Fault;
 use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Sha256Digest};
 use crate::vram::WorkerView;
 
+pub use self::explained::{Decided, Decision, Explanation, TierStanding};
 pub use self::happened::{DemoteReason, EvictReason, Occurrence, What};
 
 /// A tier. Smaller is faster.

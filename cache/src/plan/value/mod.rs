@@ -17,7 +17,7 @@ use std::time::Duration;
 use crate::clock::Tick;
 use crate::engine::view::Tier;
 use crate::ids::BlobId;
-use crate::plan::{Costs, Placement, Policy, Room};
+use crate::plan::{Beside, Costs, Placement, Policy, Room, Standing};
 
 use self::choose::{Candidate, LOOK_AHEAD, choose};
 use self::foresight::Foresight;
@@ -29,6 +29,11 @@ const REMEMBERED_MAX: usize = 65_536;
 /// Seconds until the next of what is expected is wanted, the one after it twice that, and so on: about one prompt.
 const EXPECTED_IN: f64 = 10.0;
 
+/// Weight of the last use in what a use of a blob saves: its companions are mostly the same from one to the next, but may move.
+const SAVES_WEIGHT: f64 = 0.3;
+/// What a use saves at least, as a share of what it would save if the blob were wanted alone: companions change.
+const SAVES_LEAST: f64 = 0.1;
+
 /// What is known of one blob.
 #[derive(Debug, Clone, Copy)]
 struct Known {
@@ -36,6 +41,9 @@ struct Known {
     uses: Uses,
     disk: bool,
     ram: bool,
+    /// Seconds that a use waits less for having it on the disk, or in RAM, than at its origin: as its last uses had it.
+    disk_saves: f64,
+    ram_saves: f64,
     /// Where it stands in each order that it is in: by its slow count, and what a byte of it saves.
     standing: f64,
 }
@@ -82,12 +90,15 @@ impl Value {
 
     /// Changes a row, and its place in every order.
     fn change(&mut self, blob: BlobId, bytes: u64, change: impl FnOnce(&mut Known)) {
-        let fresh = Known { bytes, uses: Uses::default(), disk: false, ram: false, standing: f64::NEG_INFINITY };
+        let saves = |tier| self.costs.saved(tier, bytes, Beside::default());
+        let (disk_saves, ram_saves) = (saves(Tier::Nvme), saves(Tier::Ram));
+        let (uses, standing) = (Uses::default(), f64::NEG_INFINITY);
+        let fresh = Known { bytes, uses, disk: false, ram: false, disk_saves, ram_saves, standing };
         let row = self.known.entry(blob).or_insert(fresh);
         let before = *row;
         change(row);
         // A byte of a small blob saves more: its share of the first byte's wait is larger.
-        let saved = self.costs.saved(Tier::Nvme, row.bytes) / row.bytes.max(1) as f64;
+        let saved = row.disk_saves / row.bytes.max(1) as f64;
         row.standing = row.uses.standing() + saved.max(f64::MIN_POSITIVE).log2();
         let after = *row;
         for (order, was, is) in [
@@ -122,7 +133,17 @@ impl Value {
 
     /// Seconds of waiting that a blob saves a second for being in a tier.
     fn value(&self, tier: Tier, blob: BlobId, bytes: u64, now: Tick) -> f64 {
-        self.rate(blob, now) * self.costs.saved(tier, bytes)
+        self.rate(blob, now) * self.saved(tier, blob, bytes)
+    }
+
+    /// Seconds that a use waits less for having a blob in a tier.
+    fn saved(&self, tier: Tier, blob: BlobId, bytes: u64) -> f64 {
+        match (self.known.get(&blob), tier) {
+            (_, Tier::Origin) => 0.0,
+            (Some(row), Tier::Nvme) => row.disk_saves,
+            (Some(row), Tier::Ram | Tier::Vram) => row.ram_saves,
+            (None, _) => self.costs.saved(tier, bytes, Beside::default()),
+        }
     }
 
     fn bytes(&self, blob: BlobId) -> u64 {
@@ -242,8 +263,19 @@ impl Policy for Value {
 
     fn used(&mut self, _tier: Tier, _blob: BlobId, _now: Tick) {}
 
-    fn asked(&mut self, blob: BlobId, bytes: u64, now: Tick) {
-        self.change(blob, bytes, |row| row.uses.count(now));
+    fn asked(&mut self, blob: BlobId, bytes: u64, beside: Beside, now: Tick) {
+        let saves = |tier| {
+            let alone = self.costs.saved(tier, bytes, Beside::default());
+            self.costs.saved(tier, bytes, beside).max(alone * SAVES_LEAST)
+        };
+        let (disk, ram) = (saves(Tier::Nvme), saves(Tier::Ram));
+        let first = self.known.get(&blob).is_none_or(|row| row.uses == Uses::default());
+        let weight = if first { 1.0 } else { SAVES_WEIGHT };
+        self.change(blob, bytes, |row| {
+            row.uses.count(now);
+            row.disk_saves += (disk - row.disk_saves) * weight;
+            row.ram_saves += (ram - row.ram_saves) * weight;
+        });
     }
 
     fn recall(&mut self, blob: BlobId, bytes: u64, unused_for: Duration, now: Tick) {
@@ -283,6 +315,12 @@ impl Policy for Value {
             Some(best) => Placement { gain: best.gain, loss: best.loss, ..Placement::default() },
             None => Placement::default(),
         }
+    }
+
+    fn standing(&self, tier: Tier, blob: BlobId, bytes: u64, now: Tick) -> Option<Standing> {
+        let expected_rate = self.expected.get(&blob).copied().unwrap_or(0.0);
+        let counted_rate = self.rate(blob, now) - expected_rate;
+        Some(Standing { counted_rate, expected_rate, saved_seconds: self.saved(tier, blob, bytes), bytes })
     }
 
     fn places_late(&self) -> bool {

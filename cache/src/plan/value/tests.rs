@@ -23,7 +23,7 @@ fn policy(uses: &[(u32, u64, u32)]) -> Value {
     for (n, bytes, times) in uses {
         policy.inserted(Tier::Nvme, blob(*n), *bytes, Tick(0));
         for turn in 0..*times {
-            policy.asked(blob(*n), *bytes, seconds(u64::from(turn) * 10));
+            policy.asked(blob(*n), *bytes, Beside::default(), seconds(u64::from(turn) * 10));
         }
     }
     policy
@@ -41,12 +41,12 @@ fn place(policy: &Value, n: u32, bytes: u64, disk_limit: u64, now: Tick) -> Plac
 fn a_newcomer_displaces_only_what_is_worth_less() {
     let day = seconds(86_400);
     let mut policy = policy(&[(1, 7 * GB, 50), (2, 7 * GB, 1)]);
-    policy.asked(blob(9), 7 * GB, day);
+    policy.asked(blob(9), 7 * GB, Beside::default(), day);
     let placed = place(&policy, 9, 7 * GB, 14 * GB, day);
     assert_eq!((placed.to, &placed.from_disk[..]), (Some(Tier::Nvme), &[blob(2)][..]));
     assert!(placed.gain > placed.loss);
     let mut policy = policy_of_regulars();
-    policy.asked(blob(9), 7 * GB, seconds(600));
+    policy.asked(blob(9), 7 * GB, Beside::default(), seconds(600));
     let placed = place(&policy, 9, 7 * GB, 14 * GB, seconds(600));
     assert_eq!(placed.to, None, "it is read and not kept: {placed:?}");
     assert!(placed.loss > placed.gain, "and the numbers say why");
@@ -94,7 +94,7 @@ fn the_order_without_looking_at_all_is_the_order_of_looking_at_all() {
         let n = rng.u32(0..300);
         let bytes = u64::from(n + 1) * 10_000_000;
         policy.inserted(Tier::Nvme, blob(n), bytes, now);
-        policy.asked(blob(n), bytes, now);
+        policy.asked(blob(n), bytes, Beside::default(), now);
     }
     let value = |id: BlobId| policy.value(Tier::Nvme, id, policy.bytes(id), now) / policy.bytes(id) as f64;
     let lazy: Vec<f64> = policy.disk.cheapest(now, value).map(value).collect();
@@ -112,7 +112,7 @@ fn a_decision_among_ten_thousand_takes_microseconds() {
     }
     for _ in 0..60_000 {
         now = now.after(std::time::Duration::from_secs(30));
-        policy.asked(blob(rng.u32(0..10_000)), GB, now);
+        policy.asked(blob(rng.u32(0..10_000)), GB, Beside::default(), now);
     }
     let mut took = Vec::new();
     for turn in 0..200 {
@@ -130,4 +130,23 @@ fn a_decision_among_ten_thousand_takes_microseconds() {
     // Without optimization, on a machine that others use too, ten times that is still no wait.
     let most = if cfg!(debug_assertions) { 500 } else { 50 };
     assert!(took[100].as_micros() < most, "median {:?}", took[100]);
+}
+
+#[test]
+fn a_small_file_that_is_ready_before_a_large_one_beside_it_is_worth_less_than_alone() {
+    let mut policy = Value::new(Costs::default());
+    let lora = 200_000_000;
+    // Read from the disk, 12 GB take two seconds: a LoRA from the origin is there long before.
+    let beside = Beside { disk: 12 * GB, ..Beside::default() };
+    for turn in 0..20 {
+        policy.asked(blob(1), lora, beside, seconds(turn * 60));
+        policy.asked(blob(2), lora, Beside::default(), seconds(turn * 60));
+        // The large one is missing too: the link carries both, and each byte counts.
+        policy.asked(blob(3), lora, Beside { origin: 12 * GB, ..Beside::default() }, seconds(turn * 60));
+    }
+    let saved = |n| policy.standing(Tier::Nvme, blob(n), lora, seconds(1200)).expect("it weighs").saved_seconds;
+    let (hidden, alone, shared) = (saved(1), saved(2), saved(3));
+    assert!((alone - 0.267).abs() < 0.01, "{alone}");
+    assert!((shared - 0.2).abs() < 0.01, "{shared}");
+    assert!(hidden < alone / 5.0, "{hidden} {alone}");
 }
