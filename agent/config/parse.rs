@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tierd_cache::config::{
     BUDGET_BYTES_MIN, DirectIo, EngineConfig, FetchConfig, LimitsConfig, OriginConfig, OriginKind, PlanConfig,
-    RamConfig, StoreConfig, VramConfig,
+    RamConfig, StoreConfig, TraceConfig, VramConfig,
 };
 use tierd_cache::plan::PolicyKind;
 use tierd_cache::units::Share;
@@ -36,6 +36,7 @@ pub(super) fn build(raw: &Raw, reader: &mut Reader<'_>) -> Config {
         store,
         ram: ram(raw, reader),
         plan: plan(raw),
+        trace: trace(raw, reader),
         vram: vram(raw, reader),
         origins: found,
         fetch: fetch(raw, reader),
@@ -99,6 +100,15 @@ fn plan(raw: &Raw) -> PlanConfig {
     let named = words(raw.tables.get(&Section::Store), "policy");
     let policy = named.and_then(|name| PolicyKind::from_name(&name)).unwrap_or_default();
     PlanConfig { policy, ..PlanConfig::default() }
+}
+
+fn trace(raw: &Raw, reader: &mut Reader<'_>) -> TraceConfig {
+    let mut trace = TraceConfig::default();
+    let Some(table) = raw.tables.get(&Section::Trace) else { return trace };
+    trace.record = reader.path(table, "record");
+    trace.hash_names = flag(Some(table), "hash_names").unwrap_or(trace.hash_names);
+    trace.bytes_max = count(Some(table), "bytes_max").unwrap_or(trace.bytes_max);
+    trace
 }
 
 fn ram(raw: &Raw, reader: &mut Reader<'_>) -> RamConfig {

@@ -52,6 +52,11 @@ impl fmt::Display for Config {
         put(f, "lease_max", &exact_duration(limits.lease_max))?;
         writeln!(f, "\n[daemon]")?;
         put(f, "drain_deadline", &exact_duration(self.drain_deadline))?;
+        let trace = &self.engine.trace;
+        writeln!(f, "\n[trace]")?;
+        trace.record.as_ref().map_or(Ok(()), |folder| put(f, "record", &folder.display()))?;
+        writeln!(f, "hash_names = {}", trace.hash_names)?;
+        put(f, "bytes_max", &exact_size(trace.bytes_max))?;
         self.put_comfy(f)?;
         self.fleet.as_ref().map_or(Ok(()), |fleet| put_fleet(f, fleet))
     }

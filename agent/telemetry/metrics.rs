@@ -130,6 +130,7 @@ mod tests {
             measured::waiters(1);
             measured::leases(1);
             measured::events_dropped(1);
+            measured::trace_dropped();
             measured::vram::device(0, 3, 2, 1);
             measured::vram::workers(1);
             measured::vram::used(Some(Tier::Nvme), 7, Duration::from_millis(1));

@@ -19,6 +19,8 @@ pub struct EngineConfig {
     pub ram: RamConfig,
     /// What stays and what goes.
     pub plan: PlanConfig,
+    /// What people asked for, written down.
+    pub trace: TraceConfig,
     /// L1.
     pub vram: VramConfig,
     /// L4, in order of preference.
@@ -79,6 +81,23 @@ pub struct PlanConfig {
     pub policy: PolicyKind,
     /// What bytes cost on this node, for policies that weigh.
     pub costs: Costs,
+}
+
+/// What people asked for, written down as traces that `tierd replay` reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceConfig {
+    /// The folder that traces are written to; `None`: nothing is recorded, the default, for it says who asked for what.
+    pub record: Option<PathBuf>,
+    /// Whether names of models and callers are written as hashes by a secret of the folder. Default no.
+    pub hash_names: bool,
+    /// Most bytes of all days; the oldest go. Default 1 GiB: a year of a busy node.
+    pub bytes_max: u64,
+}
+
+impl Default for TraceConfig {
+    fn default() -> Self {
+        Self { record: None, hash_names: false, bytes_max: GIB }
+    }
 }
 
 /// L1: how long workers are believed, and when advice is given.

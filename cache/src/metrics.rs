@@ -188,6 +188,8 @@ metrics! {
         "Leases held.";
     ENGINE_EVENTS_DROPPED = "tierd_engine_events_dropped_total", Count, Kind::Counter, &[],
         "Events that a watcher was too slow for; it is told to list everything again.";
+    ENGINE_TRACE_DROPPED = "tierd_engine_trace_dropped_total", Count, Kind::Counter, &[],
+        "Requests that `[trace] record` could not write down: the disk hangs, or is full.";
     ENGINE_AHEAD = "tierd_engine_ahead_total", Count, Kind::Counter,
         &[("what", "`started`, `upgraded`, `dropped`, `let_finish`, `failed`")],
         "Fetches for models that only queued prompts need: started, upgraded to demand as their prompt came near, dropped or let finish because it left the queue, failed. `dropped` and `let_finish` are what was fetched in vain.";
@@ -372,6 +374,11 @@ pub fn comfy_read(outcome: &'static str) {
 /// A watcher was too slow for so many events.
 pub fn events_dropped(events: u64) {
     counter!(ENGINE_EVENTS_DROPPED.name).increment(events);
+}
+
+/// A request could not be recorded.
+pub fn trace_dropped() {
+    counter!(ENGINE_TRACE_DROPPED.name).increment(1);
 }
 
 /// The RAM tier as it is now, in bytes; `resident` is the kernel's count.

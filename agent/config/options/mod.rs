@@ -7,6 +7,7 @@ mod daemon;
 mod engine;
 mod fleet;
 mod origin;
+mod trace;
 
 use super::kind::Kind;
 
@@ -26,11 +27,12 @@ pub(in crate::config) enum Section {
     Daemon,
     Fleet,
     Comfy,
+    Trace,
 }
 
 impl Section {
     /// All sections, in the order of the reference file.
-    pub(in crate::config) const ALL: [Self; 13] = [
+    pub(in crate::config) const ALL: [Self; 14] = [
         Self::Store,
         Self::Ram,
         Self::Origin,
@@ -44,6 +46,7 @@ impl Section {
         Self::Daemon,
         Self::Fleet,
         Self::Comfy,
+        Self::Trace,
     ];
 
     /// Its name in the file.
@@ -62,6 +65,7 @@ impl Section {
             Self::Daemon => "daemon",
             Self::Fleet => "fleet",
             Self::Comfy => "comfy",
+            Self::Trace => "trace",
         }
     }
 
@@ -106,6 +110,10 @@ impl Section {
             Self::Fleet => {
                 "Many nodes over NATS: this one answers how soon a set could be ready, and tells what it holds and what happens. \
                  Off unless this section is there. docs/fleet.md has the messages."
+            }
+            Self::Trace => {
+                "What people asked for, written down day by day, so that `tierd replay` can say what a bigger disk, more RAM or \
+                 another policy would bring. Off unless `record` is set."
             }
             Self::Comfy => "ComfyUI on this node: what its node pack may ask for, and what its reports are used for.",
         }
@@ -159,7 +167,7 @@ impl Spec {
 
 /// Every option.
 pub(in crate::config) fn all() -> impl Iterator<Item = &'static Spec> {
-    let rest = daemon::OPTIONS.iter().chain(&fleet::OPTIONS).chain(&comfy::OPTIONS);
+    let rest = daemon::OPTIONS.iter().chain(&fleet::OPTIONS).chain(&comfy::OPTIONS).chain(&trace::OPTIONS);
     engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(rest)
 }
 

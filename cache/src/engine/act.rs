@@ -104,6 +104,9 @@ impl Engine {
             Effect::EndLease(lease) => self.scribe.note(Note::EndLease(lease)),
             Effect::TellPlan(id, plan) => {
                 self.note_plan(id, &plan);
+                if let Some(recorder) = &mut self.recorder {
+                    recorder.planned(id, &plan);
+                }
                 self.callers.plan(id, EnsureUpdate::Plan(plan));
             }
             Effect::TellReady(id, ready) => {
@@ -114,6 +117,9 @@ impl Engine {
             }
             Effect::TellFailed(id, failed) => {
                 self.count_failed(id, &failed);
+                if let Some(recorder) = &mut self.recorder {
+                    recorder.failed(id);
+                }
                 self.enter_failed();
                 self.came_to_nothing(id);
                 self.callers.end(id, EnsureUpdate::Failed(failed));

@@ -16,6 +16,7 @@ mod memory;
 mod movers;
 pub mod outlook;
 mod pace;
+mod recorder;
 mod run;
 mod scribe;
 mod serve;

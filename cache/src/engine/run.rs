@@ -27,6 +27,7 @@ use crate::engine::marks::Marks;
 use crate::engine::memory::Ram;
 use crate::engine::movers::Movers;
 use crate::engine::pace::Pace;
+use crate::engine::recorder::Recorder;
 use crate::engine::scribe::{NOTES_MAX, Scribe};
 use crate::engine::sources::{Located, Sources};
 use crate::engine::state::{Executor, State, StateConfig};
@@ -101,6 +102,7 @@ pub(crate) struct Engine {
     pub(crate) clock: Clock,
     pub(crate) store: Arc<Store>,
     pub(crate) scribe: Scribe,
+    pub(crate) recorder: Option<Recorder>,
     pub(crate) origins: Vec<Arc<Origin>>,
     pub(crate) lines: HashMap<OriginName, Lines>,
     pub(crate) pool: Arc<BlockPool>,
@@ -184,6 +186,8 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
     let pool = Arc::new(BlockPool::new(config.fetch.bytes_in_flight_max));
     let lines = lines(&config, &origins, &pool, &clock, &done);
     let noted = done.clone();
+    let unwritable = |error: std::io::Error| Fault::Store { detail: format!("trace.record: {error}") };
+    let recorder = Recorder::start(&config.trace).map_err(unwritable)?;
     let scribe = Scribe::start(store.clone(), move |number| {
         // A loop that has ended waits for nothing.
         let _ = noted.blocking_send(Done::Noted(number));
@@ -191,6 +195,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
     let mut engine = Engine {
         state,
         scribe,
+        recorder,
         lines,
         pool,
         sources: Sources::new(&origins),
@@ -417,7 +422,7 @@ impl Engine {
     async fn close(mut self) {
         self.keep_ledger(true);
         let open: Vec<Arc<Partial>> = self.open.drain().map(|(_, partial)| partial).collect();
-        let scribe = self.scribe;
+        let (scribe, recorder) = (self.scribe, self.recorder);
         let store = self.store.clone();
         let closed = tokio::task::spawn_blocking(move || {
             for partial in open {
@@ -426,6 +431,9 @@ impl Engine {
                 }
             }
             scribe.finish();
+            if let Some(recorder) = recorder {
+                recorder.finish();
+            }
             drop(store);
         });
         if let Err(panic) = closed.await {

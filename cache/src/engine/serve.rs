@@ -13,7 +13,8 @@ use crate::engine::handle::{Command, Verified};
 use crate::engine::run::{Done, Engine, Evicting, SPACE_AGE_MAX};
 use crate::engine::scribe::Note;
 use crate::engine::view::{
-    EnsureRequest, EnsureUpdate, ImportOutcome, ImportedFile, NodeView, OriginState, OriginView, RamHold, Tier, What,
+    EnsureRequest, EnsureUpdate, ImportOutcome, ImportedFile, NodeView, OriginState, OriginView, Priority, RamHold,
+    Tier, What,
 };
 use crate::fault::Fault;
 use crate::ids::{BlobId, EnsureId, ModelKey, OriginName};
@@ -210,6 +211,9 @@ impl Engine {
         }
         let stream = self.callers.add(id, request.progress_interval, self.clock.now());
         self.foretell(id, &request);
+        if let Some(recorder) = self.recorder.as_mut().filter(|_| request.priority == Priority::Demand) {
+            recorder.begun(id, &request.client, self.clock.wall());
+        }
         self.apply(Event::Ensure { id, request });
         stream
     }

@@ -71,6 +71,12 @@ fn days(year: i64, month: i64, day: i64) -> Option<i64> {
     Some(era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468)
 }
 
+/// A day since 1970 as ISO 8601 has it.
+pub(crate) fn day_name(day: u64) -> String {
+    let (year, month, day) = civil(day as i64);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
 /// The Gregorian year, month and day of a day since 1970: the reverse of [`days`].
 fn civil(day: i64) -> (i64, i64, i64) {
     let day = day + 719_468;

@@ -25,7 +25,7 @@ use crate::manifest::{MANIFEST_BYTES_MAX, Manifest};
 mod address;
 mod answer;
 mod body;
-mod date;
+pub(crate) mod date;
 mod dial;
 mod error;
 mod folder;

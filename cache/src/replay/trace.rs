@@ -73,6 +73,19 @@ fn folder(kind: &str) -> &'static str {
     }
 }
 
+/// What a trace calls the kind of a model: by its folder.
+pub(crate) fn kind_of(model: &ModelKey) -> &'static str {
+    match model.as_str().split('/').next().unwrap_or_default() {
+        "checkpoints" => "checkpoint",
+        "diffusion_models" | "unet" => "diffusion_model",
+        "text_encoders" | "clip" => "text_encoder",
+        "vae" => "vae",
+        "loras" => "lora",
+        "controlnet" => "controlnet",
+        _ => "other",
+    }
+}
+
 fn number(text: &str, what: &str, line: usize) -> Result<u64, BadTrace> {
     text.trim().parse().map_err(|_| BadTrace { line, reason: format!("{what} {text:?} is not a whole number") })
 }
