@@ -38,6 +38,7 @@ words! {
     ram_hold: RamHold, "RAM_HOLD_";
     regression_kind: RegressionKind, "REGRESSION_KIND_";
     obstacle_kind: ObstacleKind, "OBSTACLE_KIND_";
+    vram_place: VramPlace, "VRAM_PLACE_";
     import_how: ImportHow, "IMPORT_HOW_";
     workflow_form: WorkflowForm, "WORKFLOW_FORM_";
     need_match: NeedMatch, "NEED_MATCH_";

@@ -8,6 +8,7 @@ mod connection;
 pub mod convert;
 pub(crate) mod ensure;
 pub mod fault;
+mod follow;
 mod gate;
 mod hint;
 pub(crate) mod json;

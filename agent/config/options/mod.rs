@@ -26,11 +26,12 @@ pub(in crate::config) enum Section {
     Daemon,
     Fleet,
     Comfy,
+    Telemetry,
 }
 
 impl Section {
     /// All sections, in the order of the reference file.
-    pub(in crate::config) const ALL: [Self; 13] = [
+    pub(in crate::config) const ALL: [Self; 14] = [
         Self::Store,
         Self::Ram,
         Self::Origin,
@@ -44,6 +45,7 @@ impl Section {
         Self::Daemon,
         Self::Fleet,
         Self::Comfy,
+        Self::Telemetry,
     ];
 
     /// Its name in the file.
@@ -62,6 +64,7 @@ impl Section {
             Self::Daemon => "daemon",
             Self::Fleet => "fleet",
             Self::Comfy => "comfy",
+            Self::Telemetry => "telemetry",
         }
     }
 
@@ -108,6 +111,9 @@ impl Section {
                  Off unless this section is there. docs/fleet.md has the messages."
             }
             Self::Comfy => "ComfyUI on this node: what its node pack may ask for, and what its reports are used for.",
+            Self::Telemetry => {
+                "Traces, for those who keep them. Metrics are served at `listen.http` whether this is set or not."
+            }
         }
     }
 }

@@ -24,6 +24,7 @@ const PATROL_BYTES_PER_SECOND: u64 = 100 * MIB;
 impl Engine {
     /// Starts one effect.
     pub(crate) fn start(&mut self, effect: Effect) {
+        self.tracer.effect(&effect, self.clock.now(), &self.clock);
         match effect {
             Effect::Inspect { blob, models } => {
                 self.on_disk(move |store, _| {
