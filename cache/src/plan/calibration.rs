@@ -162,7 +162,8 @@ impl Calibration {
     #[must_use]
     pub fn correct(&self, class: Class, raw: f64) -> Prediction {
         let (mean, spread) = self.classes[class as usize].spread(self.kin(class.kind()));
-        let p50 = raw * mean.exp();
+        // Below that, what answers take on their way decides, which nobody here can see.
+        let p50 = (raw * mean.exp()).max(SECONDS_MIN);
         Prediction { class, raw, p50, p95: p50 * (P95 * spread).exp() }
     }
 
