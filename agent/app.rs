@@ -11,11 +11,13 @@ use tierd_cache::fault::Fault;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::activity::ActivityMeter;
 use crate::comfy;
 use crate::comfy::bridge::Bridge;
 use crate::config::Config;
 use crate::gpu::GpuMeter;
 use crate::host::{self, ProcessMeter, StopSignals};
+use crate::idle::{self, Hook};
 use crate::rpc::{RpcError, Served, Server};
 use crate::telemetry::health::Health;
 use crate::telemetry::http::{HttpError, HttpServer, HttpState};
@@ -28,6 +30,9 @@ const HTTP_END_WAIT: Duration = Duration::from_secs(1);
 
 /// Longest wait for the goodbye to the fleet: without it, the node is forgotten by its age.
 const FLEET_END_WAIT: Duration = Duration::from_secs(2);
+
+/// Longest wait for the last traces.
+const TRACES_END_WAIT: Duration = Duration::from_secs(3);
 
 /// Why the daemon could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -111,12 +116,22 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
         .map(|fleet| tokio::spawn(crate::fleet::run(fleet, Arc::new(handle.clone()), stop.child_token())));
     vram.opened(handle.clone());
     let seen = Bridge::start(&config.comfy, &handle, &stop);
+    let hook = Hook::new(&config.idle, config.listen.unix.clone());
+    let activity = ActivityMeter { seen: seen.clone(), hook: hook.clone() };
+    if let Some(hook) = hook {
+        tokio::spawn(idle::run(hook, handle.clone(), activity.clone(), stop.child_token()));
+    }
+    let traces = config
+        .otlp
+        .clone()
+        .map(|otlp| tokio::spawn(crate::telemetry::otlp::run(otlp, handle.clone(), stop.child_token())));
     let served = Served {
         engine: handle.clone(),
         gpus,
         comfy: config.comfy.clone(),
         models: config.engine.store.models.clone(),
         seen,
+        activity,
     };
     let rpc = tokio::spawn(server.run(served, stop.clone()));
     if config.comfy.free {
@@ -146,6 +161,11 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     http_stop.cancel();
     // What is still unanswered after this wait is a scraper that will ask the next daemon.
     let _ = tokio::time::timeout(HTTP_END_WAIT, end_of(&mut http)).await;
+    if let Some(mut traces) = traces
+        && tokio::time::timeout(TRACES_END_WAIT, &mut traces).await.is_err()
+    {
+        traces.abort();
+    }
     if let Some(mut fleet) = fleet
         && tokio::time::timeout(FLEET_END_WAIT, &mut fleet).await.is_err()
     {

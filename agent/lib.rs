@@ -1,5 +1,6 @@
 //! The daemon around the engine.
 
+pub mod activity;
 pub mod app;
 pub mod cli;
 pub mod comfy;
@@ -7,5 +8,6 @@ pub mod config;
 pub mod fleet;
 pub mod gpu;
 pub mod host;
+pub mod idle;
 pub mod rpc;
 pub mod telemetry;

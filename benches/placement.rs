@@ -1,10 +1,13 @@
 //! `cargo bench --bench placement`: readiness over the Unix socket beside an empty tonic handler on the same machine, in turns,
-//! idle and while a download runs at full speed. Prints medians; judges nothing.
+//! idle and while a download runs at full speed, and what that download brings, alone and beside the calls. Prints medians; judges
+//! nothing. `TIERD_BENCH_DAEMON` names another build to hold against this one, in turns.
 
 #![allow(missing_docs, reason = "a program")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tierd::rpc::pb;
@@ -95,7 +98,9 @@ async fn measure() {
         origin.display()
     );
     std::fs::write(&config, text).expect("the folder can be written");
-    let _daemon = start(env!("CARGO_BIN_EXE_tierd"), &["serve", "--config", &config.display().to_string()]);
+    // To hold two builds against each other in turns.
+    let program = std::env::var("TIERD_BENCH_DAEMON").unwrap_or_else(|_| env!("CARGO_BIN_EXE_tierd").to_owned());
+    let _daemon = start(&program, &["serve", "--config", &config.display().to_string()]);
     let me = std::env::current_exe().expect("this program has a path").display().to_string();
     let _empty = start(&me, &["--empty", &empty_socket.display().to_string()]);
     let daemon = connect(&daemon_socket).await;
@@ -105,20 +110,25 @@ async fn measure() {
     println!(
         "{MODELS} models, sets of 6, {RATE} requests/s paced and {IN_FLIGHT} in flight unpaced; medians of {ROUNDS}\n"
     );
+    let mut alone = Vec::new();
+    for _ in 0..ROUNDS {
+        let download = Download::start(&daemon);
+        tokio::time::sleep(RUN).await;
+        alone.push((download.rate(), 0.0, 0.0));
+    }
+    println!("a download alone: {:.0} MiB/s\n", median(&alone, |row| row.0));
     println!("| beside it | handler | p50 us | p99 us | unpaced calls/s |\n|---|---|---|---|---|");
     for beside in ["nothing", "a download at full speed"] {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        let mut fetched = 0;
+        let mut fetched = Vec::new();
         for _ in 0..ROUNDS {
             for (channel, rows) in [(&daemon, &mut ours), (&empty, &mut theirs)] {
-                let download = (beside != "nothing").then(|| tokio::spawn(download(daemon.clone())));
+                let download = (beside != "nothing").then(|| Download::start(&daemon));
                 let (p50, p99) = paced(channel).await;
+                let beside_paced = download.as_ref().map_or(0.0, Download::rate);
                 let rate = unpaced(channel).await;
                 rows.push((p50, p99, rate));
-                if let Some(download) = download {
-                    download.abort();
-                    fetched += 1;
-                }
+                fetched.push((beside_paced, 0.0, 0.0));
             }
         }
         for (name, rows) in [("readiness", &ours), ("empty", &theirs)] {
@@ -126,7 +136,10 @@ async fn measure() {
             println!("| {beside} | {name} | {p50:.0} | {p99:.0} | {rate:.0} |");
         }
         let share = median(&ours, |row| row.2) / median(&theirs, |row| row.2);
-        println!("\nreadiness has {share:.2} of the empty handler's calls/s ({fetched} downloads beside it)\n");
+        let fetched = median(&fetched, |row| row.0);
+        println!(
+            "\nreadiness has {share:.2} of the empty handler's calls/s; a download beside paced calls: {fetched:.0} MiB/s\n"
+        );
     }
 }
 
@@ -172,17 +185,56 @@ async fn until_listed(daemon: &Channel) {
 
 fn request(first: usize) -> pb::EstimateReadinessRequest {
     let models = (first..first + 6).map(|number| format!("loras/{:05}.pt", number % MODELS)).collect();
-    pb::EstimateReadinessRequest { models, target: 0 }
+    pb::EstimateReadinessRequest { models, ..Default::default() }
 }
 
-async fn download(daemon: Channel) {
+/// A model that is fetched again and again until this is dropped.
+struct Download {
+    task: tokio::task::JoinHandle<()>,
+    bytes: Arc<AtomicU64>,
+    begun: Instant,
+}
+
+impl Download {
+    fn start(daemon: &Channel) -> Self {
+        let bytes = Arc::new(AtomicU64::new(0));
+        Self { task: tokio::spawn(download(daemon.clone(), bytes.clone())), bytes, begun: Instant::now() }
+    }
+
+    /// MiB a second since it began.
+    fn rate(&self) -> f64 {
+        self.bytes.load(Ordering::Relaxed) as f64 / (1 << 20) as f64 / self.begun.elapsed().as_secs_f64()
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn download(daemon: Channel, bytes: Arc<AtomicU64>) {
+    use pb::ensure_response::Update;
     let mut cache = CacheServiceClient::new(daemon);
     loop {
         let model = "checkpoints/large.pt".to_owned();
-        let request = pb::EnsureRequest { models: vec![model.clone()], cancel_on_drop: true, ..Default::default() };
+        let progress_interval = Some(Duration::from_millis(50).into());
+        let models = vec![model.clone()];
+        let request = pb::EnsureRequest { models, cancel_on_drop: true, progress_interval, ..Default::default() };
+        let before = bytes.load(Ordering::Relaxed);
         if let Ok(stream) = cache.ensure(request).await {
             let mut stream = stream.into_inner();
-            while let Ok(Some(_)) = stream.message().await {}
+            let mut first = None;
+            while let Ok(Some(message)) = stream.message().await {
+                let done = match message.update {
+                    Some(Update::Progress(progress)) => progress.bytes_done,
+                    Some(Update::Ready(_)) => LARGE,
+                    _ => continue,
+                };
+                // Pieces of a fetch that was stopped before are not counted again.
+                let first = *first.get_or_insert(done);
+                bytes.store(before + done.saturating_sub(first), Ordering::Relaxed);
+            }
         }
         let _ = cache.evict(pb::EvictRequest { models: vec![model], client: String::new() }).await;
     }

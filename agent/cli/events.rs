@@ -23,7 +23,11 @@ pub(crate) struct EventsArgs {
 /// Runs `tierd events`.
 pub(crate) async fn events(context: &Context, args: EventsArgs) -> Outcome {
     let mut daemon = client::connect(&context.reach, &context.env).await?;
-    let request = pb::WatchRequest { resume_token: args.since.unwrap_or_default(), past_only: !args.follow };
+    let request = pb::WatchRequest {
+        resume_token: args.since.unwrap_or_default(),
+        past_only: !args.follow,
+        ..Default::default()
+    };
     let mut steps = daemon.node.watch(request).await?.into_inner();
     while let Some(step) = steps.message().await? {
         context.out.json_line(&step)?;
@@ -32,7 +36,8 @@ pub(crate) async fn events(context: &Context, args: EventsArgs) -> Outcome {
             Some(Update::Resync(resync)) => {
                 context.out.note(format_args!("-- some events are lost: {}", resync.reason))
             }
-            None => {}
+            // Only who follows the node's state is told of those.
+            Some(Update::Snapshot(_) | Update::Change(_)) | None => {}
         }
     }
     Ok(())

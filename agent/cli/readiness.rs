@@ -1,26 +1,33 @@
 //! `tierd readiness`: how soon a set could be ready here, and what it would push out.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use tierd_cache::units::human_duration;
 
 use crate::cli::ensure::TargetArg;
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::out::{count, size};
-use crate::cli::{Context, client};
+use crate::cli::{Context, client, workflow};
 use crate::rpc::pb;
 
 /// `tierd readiness`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  tierd readiness diffusion_models/flux1-schnell.safetensors vae/ae.safetensors\n  \
+    tierd readiness --workflow flux.json\n  \
     tierd readiness --target ram --json vae/ae.safetensors | jq -r .p50\n\n\
     Asks nobody and moves nothing: the answer rests on what this node has measured so far, and says how true such answers \
-    turned out. Exits with 3 if a model is not known, with 4 if the set can never fit."
+    turned out. Exits with 3 if a model is not known or a workflow's name cannot be resolved, with 4 if the set can never fit. VRAM is told \
+    beside that: weights that do not fit there whole are loaded in parts."
 )]
 pub(crate) struct ReadinessArgs {
     /// Models in ComfyUI's layout: <folder>/<path>
-    #[arg(required = true, value_name = "MODEL")]
+    #[arg(required_unless_present = "workflow", value_name = "MODEL")]
     pub models: Vec<String>,
+    /// A workflow whose models are wanted too: JSON, or a PNG that holds one; - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub workflow: Option<PathBuf>,
     /// Where they would be wanted
     #[arg(long, value_enum, default_value = "nvme")]
     pub target: TargetArg,
@@ -28,9 +35,10 @@ pub(crate) struct ReadinessArgs {
 
 /// Runs `tierd readiness`.
 pub(crate) async fn readiness(context: &Context, args: ReadinessArgs) -> Outcome {
+    let workflow = args.workflow.map_or_else(|| Ok(Vec::new()), |file| workflow::read(&file))?;
     let mut daemon = client::connect(&context.reach, &context.env).await?;
     let target = pb::Tier::from(args.target).into();
-    let request = pb::EstimateReadinessRequest { models: args.models, target };
+    let request = pb::EstimateReadinessRequest { models: args.models, target, workflow };
     let answer = daemon.placement.estimate_readiness(request).await?.into_inner();
     context.out.document(&answer)?;
     if !context.out.json {
@@ -38,7 +46,7 @@ pub(crate) async fn readiness(context: &Context, args: ReadinessArgs) -> Outcome
     }
     let worst = |obstacle: &pb::Obstacle| match obstacle.kind() {
         pb::ObstacleKind::NoRoom | pb::ObstacleKind::NoMemory => Exit::NoRoom,
-        pb::ObstacleKind::Unknown | pb::ObstacleKind::Unspecified => Exit::NotFound,
+        pb::ObstacleKind::Unknown | pb::ObstacleKind::Unresolved | pb::ObstacleKind::Unspecified => Exit::NotFound,
     };
     answer.obstacles.first().map_or(Ok(()), |obstacle| Err(Failure::told(worst(obstacle))))
 }
@@ -59,6 +67,12 @@ fn print(context: &Context, answer: &pb::EstimateReadinessResponse) -> std::io::
     for obstacle in &answer.obstacles {
         context.out.line(in_the_way(obstacle))?;
     }
+    for device in &answer.devices {
+        context.out.line(vram(device))?;
+    }
+    if answer.devices.is_empty() {
+        context.out.line(format_args!("VRAM: not known ({})", answer.vram_detail))?;
+    }
     if answer.obstacles.is_empty() {
         context.out.line(soon(answer))?;
     }
@@ -70,10 +84,23 @@ fn in_the_way(obstacle: &pb::Obstacle) -> String {
     match obstacle.kind() {
         pb::ObstacleKind::NoRoom => format!("does not fit onto the disk: {needed} needed, {available} can be had"),
         pb::ObstacleKind::NoMemory => format!("does not fit into RAM: {needed} needed, {available} can be had"),
+        pb::ObstacleKind::Unresolved => format!("cannot be resolved: {}", obstacle.detail),
         pb::ObstacleKind::Unknown | pb::ObstacleKind::Unspecified => {
             format!("not known: no origin lists {} and it is not on this node", obstacle.model)
         }
     }
+}
+
+fn vram(device: &pb::VramFit) -> String {
+    let (needed, free, total) = (size(device.needed_bytes), size(device.free_bytes), size(device.total_bytes));
+    let there =
+        if device.loaded_bytes > 0 { format!(", {} there already", size(device.loaded_bytes)) } else { String::new() };
+    let place = match device.place() {
+        pb::VramPlace::Free => "fits beside what is there",
+        pb::VramPlace::AfterUnload => "fits once other models leave",
+        pb::VramPlace::TooLarge | pb::VramPlace::Unspecified => "does not fit whole",
+    };
+    format!("VRAM {}: {needed} of weights{there}, {free} of {total} free: {place}", device.index)
 }
 
 fn soon(answer: &pb::EstimateReadinessResponse) -> String {

@@ -71,7 +71,17 @@ pub(crate) fn summary(node: &pb::Node) -> String {
         count(node.flights, "flight"),
         count(node.ensures, "caller"),
         count(node.leases, "lease")
-    )
+    ) + &need(node)
+}
+
+/// Whether anybody needs the node. Nothing for a daemon that does not say.
+fn need(node: &pb::Node) -> String {
+    let idle = node.activity.as_ref().and_then(|activity| activity.idle?.to_std());
+    match idle {
+        None => String::new(),
+        Some(idle) if idle.is_zero() => "; needed now".to_owned(),
+        Some(idle) => format!("; idle for {}", human_duration(idle)),
+    }
 }
 
 /// Tiers with bars, and below them what each has to say.

@@ -88,7 +88,8 @@ impl Frame {
     async fn refresh(&mut self, daemon: &mut Daemon) -> Result<(), Failure> {
         self.node = daemon.node.get_node(pb::GetNodeRequest {}).await?.into_inner().node.unwrap_or_default();
         self.flights = daemon.cache.list_flights(pb::ListFlightsRequest {}).await?.into_inner().flights;
-        let request = pb::WatchRequest { resume_token: self.resume_token.clone(), past_only: true };
+        let request =
+            pb::WatchRequest { resume_token: self.resume_token.clone(), past_only: true, ..Default::default() };
         let mut steps = daemon.node.watch(request).await?.into_inner();
         while let Some(step) = steps.message().await? {
             match step.update {
@@ -100,7 +101,7 @@ impl Frame {
                     }
                 }
                 // What was missed is older than what is shown.
-                Some(Update::Resync(_)) | None => {}
+                Some(Update::Resync(_) | Update::Snapshot(_) | Update::Change(_)) | None => {}
             }
         }
         Ok(())

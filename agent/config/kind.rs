@@ -11,6 +11,8 @@ use super::units::{exact_duration, exact_size};
 
 /// Longest text of any option, in bytes.
 const TEXT_BYTES_MAX: usize = 4096;
+/// Most words of a command.
+const WORDS_MAX: usize = 64;
 
 /// A value as it was written.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +25,8 @@ pub(super) enum Value {
     Number(f64),
     /// A TOML boolean.
     Flag(bool),
+    /// A TOML list of strings.
+    Words(Vec<String>),
     /// What an environment variable holds: text that may stand for any kind.
     Given(String),
     /// Something that no option takes.
@@ -34,6 +38,8 @@ pub(super) enum Value {
 pub(super) enum Kind {
     /// Any text.
     Text,
+    /// A list of texts: a command and its arguments.
+    Words,
     /// A file or folder.
     Path,
     /// A file that holds a secret.
@@ -70,6 +76,7 @@ pub(super) enum Kind {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Typed {
     Text(String),
+    Words(Vec<String>),
     Flag(bool),
     Count(u64),
     Rate(Option<u64>),
@@ -91,6 +98,7 @@ impl Kind {
     pub(super) fn describe(self) -> String {
         match self {
             Self::Text => "a text".to_owned(),
+            Self::Words => "a list of texts such as [\"/usr/bin/true\", \"now\"], the command first".to_owned(),
             Self::Path => "a path, absolute, below ~/, or relative to the configuration file".to_owned(),
             Self::SecretFile => "a path of a file that holds nothing but the secret".to_owned(),
             Self::SecretEnv => "the name of an environment variable that holds the secret".to_owned(),
@@ -117,6 +125,7 @@ impl Kind {
     /// Reads `value` as this kind.
     pub(super) fn read(self, value: &Value) -> Result<Typed, Misfit> {
         match self {
+            Self::Words => self.words(value),
             Self::Flag => self.flag(value),
             Self::Count(min, max) => self.count(value, min, max),
             Self::Size(min, max) => self.size(value, min, max),
@@ -177,8 +186,34 @@ impl Kind {
             Value::Whole(..) => Err(self.misfit("is an integer")),
             Value::Number(_) => Err(self.misfit("is a float")),
             Value::Flag(_) => Err(self.misfit("is a boolean")),
+            Value::Words(_) => Err(self.misfit("is a list")),
             Value::Other(what) => Err(self.misfit(format!("is {what}"))),
         }
+    }
+
+    /// A command: in a variable as a JSON list, in the file as TOML has it. Empty means none.
+    fn words(self, value: &Value) -> Result<Typed, Misfit> {
+        let words = match value {
+            Value::Words(words) => words.clone(),
+            Value::Given(text) => serde_json::from_str::<Vec<String>>(text)
+                .map_err(|_| self.misfit(format!("{} is no JSON list of texts", shown(text))))?,
+            Value::Text(text) => {
+                return Err(
+                    self.misfit(format!("{} is one text: there is no shell that would take it apart", shown(text)))
+                );
+            }
+            _ => return Err(self.misfit("is no list of texts")),
+        };
+        if words.len() > WORDS_MAX || words.iter().map(String::len).sum::<usize>() > TEXT_BYTES_MAX {
+            return Err(self.misfit(format!("has more than {WORDS_MAX} words or {TEXT_BYTES_MAX} bytes")));
+        }
+        if words.iter().any(|word| word.contains('\0')) {
+            return Err(self.misfit("holds a NUL, which no command can be given"));
+        }
+        if words.first().is_some_and(|program| !program.starts_with('/')) {
+            return Err(self.misfit("does not begin with the absolute path of a program"));
+        }
+        Ok(Typed::Words(words))
     }
 
     /// A text, checked as far as its kind allows without looking at the machine.
@@ -232,7 +267,9 @@ impl Kind {
             Value::Given(text) if text == "true" => Ok(Typed::Flag(true)),
             Value::Given(text) if text == "false" => Ok(Typed::Flag(false)),
             Value::Text(text) | Value::Given(text) => Err(self.misfit(format!("{} is not understood", shown(text)))),
-            Value::Whole(..) | Value::Number(_) | Value::Other(_) => Err(self.misfit("is no boolean")),
+            Value::Whole(..) | Value::Number(_) | Value::Words(_) | Value::Other(_) => {
+                Err(self.misfit("is no boolean"))
+            }
         }
     }
 
@@ -245,6 +282,7 @@ impl Kind {
             Value::Text(text) => return Err(self.misfit(format!("{} is a text", shown(text)))),
             Value::Number(number) => return Err(self.misfit(format!("{number} is a float"))),
             Value::Flag(_) => return Err(self.misfit("is a boolean")),
+            Value::Words(_) => return Err(self.misfit("is a list")),
             Value::Other(what) => return Err(self.misfit(format!("is {what}"))),
         };
         match u64::try_from(number) {

@@ -47,6 +47,10 @@ pub struct Config {
     pub log: LogConfig,
     /// Longest time for a graceful drain. Default 20 s: below systemd's 90 s and Kubernetes' 30 s.
     pub drain_deadline: Duration,
+    /// What is run when the node has been idle; nothing by default.
+    pub idle: crate::idle::IdleConfig,
+    /// Where traces go; nowhere by default.
+    pub otlp: Option<crate::telemetry::otlp::OtlpConfig>,
     /// How it takes part in a fleet; not at all by default.
     pub fleet: Option<crate::fleet::FleetConfig>,
     /// ComfyUI on this node.

@@ -11,11 +11,13 @@ use tierd_cache::plan::PolicyKind;
 use tierd_cache::units::Share;
 
 use crate::comfy::bridge::{SERVERS_MAX, ServerConfig};
+use crate::idle::IdleConfig;
+use crate::telemetry::otlp::OtlpConfig;
 
 use super::options::Section;
 use super::problems::Place;
 use super::raw::{Raw, Table};
-use super::reader::{Reader, address, count, count32, flag, mode, rate, share, text, time, words};
+use super::reader::{Reader, address, count, count32, flag, list, mode, rate, share, text, time, words};
 use super::units::exact_size;
 use super::{ComfyConfig, Config, ListenConfig, LogConfig, LogFormat, TcpConfig, TlsConfig, origins, places};
 
@@ -49,9 +51,32 @@ pub(super) fn build(raw: &Raw, reader: &mut Reader<'_>) -> Config {
         listen: listen(raw, reader),
         log: log(raw),
         drain_deadline: time(daemon, "drain_deadline").unwrap_or(Duration::from_secs(20)),
+        idle: idle(daemon),
+        otlp: otlp(raw, reader),
         fleet: super::fleet::fleet(raw, reader),
         comfy: comfy(raw, reader),
     }
+}
+
+fn idle(table: Option<&Table>) -> IdleConfig {
+    let idle = IdleConfig::default();
+    IdleConfig {
+        command: list(table, "idle_command").unwrap_or(idle.command),
+        after: time(table, "idle_after").unwrap_or(idle.after),
+        timeout: time(table, "idle_timeout").unwrap_or(idle.timeout),
+    }
+}
+
+fn otlp(raw: &Raw, reader: &mut Reader<'_>) -> Option<OtlpConfig> {
+    let table = raw.tables.get(&Section::Telemetry)?;
+    let endpoint = text(table, "otlp_endpoint")?;
+    if !endpoint.starts_with("http://") {
+        let right =
+            "name a collector on this machine or its network by http://host:4318, and let it speak TLS from there";
+        let (place, path) = (table.place_of("otlp_endpoint"), table.path("otlp_endpoint"));
+        reader.problems.add_with(place, path, "is not plain http, the only way that traces are sent", right);
+    }
+    Some(OtlpConfig { endpoint })
 }
 
 fn store(raw: &Raw, reader: &mut Reader<'_>) -> StoreConfig {

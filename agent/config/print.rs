@@ -52,12 +52,20 @@ impl fmt::Display for Config {
         put(f, "lease_max", &exact_duration(limits.lease_max))?;
         writeln!(f, "\n[daemon]")?;
         put(f, "drain_deadline", &exact_duration(self.drain_deadline))?;
+        let words = self.idle.command.iter().cloned().map(toml::Value::String).collect();
+        writeln!(f, "idle_command = {}", toml::Value::Array(words))?;
+        put(f, "idle_after", &exact_duration(self.idle.after))?;
+        put(f, "idle_timeout", &exact_duration(self.idle.timeout))?;
         let trace = &self.engine.trace;
         writeln!(f, "\n[trace]")?;
         trace.record.as_ref().map_or(Ok(()), |folder| put(f, "record", &folder.display()))?;
         writeln!(f, "hash_names = {}", trace.hash_names)?;
         put(f, "bytes_max", &exact_size(trace.bytes_max))?;
         self.put_comfy(f)?;
+        if let Some(otlp) = &self.otlp {
+            writeln!(f, "\n[telemetry]")?;
+            put(f, "otlp_endpoint", &otlp.endpoint)?;
+        }
         self.fleet.as_ref().map_or(Ok(()), |fleet| put_fleet(f, fleet))
     }
 }

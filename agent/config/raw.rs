@@ -250,7 +250,13 @@ fn plain(value: &DeValue<'_>) -> Value {
         DeValue::Float(number) => number.as_str().parse().map_or(Value::Other("a float"), Value::Number),
         DeValue::Boolean(flag) => Value::Flag(*flag),
         DeValue::Datetime(_) => Value::Other("a date"),
-        DeValue::Array(_) => Value::Other("a list"),
+        DeValue::Array(list) => {
+            let word = |value: &Spanned<DeValue<'_>>| match value.get_ref() {
+                DeValue::String(text) => Some(text.to_string()),
+                _ => None,
+            };
+            list.iter().map(word).collect::<Option<_>>().map_or(Value::Other("a list"), Value::Words)
+        }
         DeValue::Table(_) => Value::Other("a table"),
     }
 }

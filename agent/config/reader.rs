@@ -142,6 +142,7 @@ macro_rules! getter {
 }
 
 getter!(words, Text, String);
+getter!(list, Words, Vec<String>);
 getter!(flag, Flag, bool);
 getter!(count, Count, u64);
 getter!(rate, Rate, Option<u64>);

@@ -1,6 +1,7 @@
 //! The GPUs as their driver has them: asked when somebody wants to know, never by itself. No driver is normal and said once;
 //! what fails is tried again later. Never changes anything on a GPU.
 
+mod figures;
 mod nvml;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +11,7 @@ use tierd_cache::clock::{Clock, Tick};
 use tierd_cache::vram::audit::Gpu;
 use tokio::sync::Semaphore;
 
+pub use figures::{Devices, Figures};
 pub use nvml::Nvml;
 
 /// How long an answer counts: a page of status and a scrape beside it ask once.

@@ -300,6 +300,7 @@ impl From<&view::NodeView> for pb::Node {
             // What the driver says is not the engine's to tell: the service adds it.
             devices: Vec::new(),
             driver_detail: String::new(),
+            activity: None,
         }
     }
 }

@@ -39,6 +39,7 @@ words! {
     decision_kind: DecisionKind, "DECISION_KIND_";
     regression_kind: RegressionKind, "REGRESSION_KIND_";
     obstacle_kind: ObstacleKind, "OBSTACLE_KIND_";
+    vram_place: VramPlace, "VRAM_PLACE_";
     import_how: ImportHow, "IMPORT_HOW_";
     workflow_form: WorkflowForm, "WORKFLOW_FORM_";
     need_match: NeedMatch, "NEED_MATCH_";

@@ -9,6 +9,7 @@ pub mod convert;
 pub(crate) mod ensure;
 mod explain;
 pub mod fault;
+mod follow;
 mod gate;
 mod hint;
 pub(crate) mod json;

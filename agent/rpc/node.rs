@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use futures_util::Stream;
 use tierd_cache::engine::EngineHandle;
 use tierd_cache::engine::handle::Watch;
-use tierd_cache::engine::view::Occurrence;
+use tierd_cache::engine::view::{NodeView, Occurrence, StateView};
 use tierd_cache::ids::Seq;
 use tierd_cache::vram::audit::{Audited, audit};
 use tokio::sync::broadcast::error::RecvError;
@@ -13,15 +13,18 @@ use tokio_util::sync::CancellationToken;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
+use crate::activity::ActivityMeter;
 use crate::gpu::GpuMeter;
 use crate::rpc::cache::until_stopped;
 use crate::rpc::caller::{ANSWER_WAIT, answer};
-use crate::rpc::{occurrence, pb};
+use crate::rpc::fault::invalid;
+use crate::rpc::{follow, occurrence, pb};
 
 /// The service. One for each listener, all speak to one engine.
 pub(crate) struct Node {
     pub(crate) engine: EngineHandle,
     pub(crate) gpus: GpuMeter,
+    pub(crate) activity: ActivityMeter,
     /// Ends streams when the daemon drains.
     pub(crate) stop: CancellationToken,
 }
@@ -33,17 +36,44 @@ impl pb::node_service_server::NodeService for Node {
     async fn get_node(&self, _: Request<pb::GetNodeRequest>) -> Result<Response<pb::GetNodeResponse>, Status> {
         let (node, seen) = tokio::join!(answer(ANSWER_WAIT, self.engine.node()), self.gpus.seen());
         let node = node?;
-        let mut message = pb::Node::from(&node);
-        add_devices(&mut message, &audit(&node.workers, &seen.gpus));
-        message.driver_detail = seen.detail();
-        Ok(Response::new(pb::GetNodeResponse { node: Some(message) }))
+        Ok(Response::new(pb::GetNodeResponse { node: Some(whole(&node, &seen, &self.activity)) }))
     }
 
     async fn watch(&self, request: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let request = request.into_inner();
+        if request.follow_state {
+            if request.past_only {
+                return Err(invalid("past_only", "who follows the node's state goes on: leave it out"));
+            }
+            let since = occurrence::position(&request.resume_token)?;
+            let complete = Whole { gpus: self.gpus.clone(), activity: self.activity.clone() };
+            let steps = follow::steps(self.engine.clone(), complete, since).await?;
+            return Ok(Response::new(Box::pin(until_stopped(steps, self.stop.clone()))));
+        }
         let since = occurrence::seq(&request.resume_token)?;
         let watch = answer(ANSWER_WAIT, self.engine.watch(since)).await?;
         Ok(Response::new(Box::pin(until_stopped(steps(watch, since, request.past_only), self.stop.clone()))))
+    }
+}
+
+/// A node with what the engine does not know of it: devices as their driver has them, and ComfyUI's queues.
+fn whole(node: &NodeView, seen: &crate::gpu::Seen, activity: &ActivityMeter) -> pb::Node {
+    let mut message = pb::Node::from(node);
+    add_devices(&mut message, &audit(&node.workers, &seen.gpus));
+    message.driver_detail = seen.detail();
+    message.activity = Some(activity.told(node));
+    message
+}
+
+/// Makes a snapshot's node whole.
+struct Whole {
+    gpus: GpuMeter,
+    activity: ActivityMeter,
+}
+
+impl follow::Complete for Whole {
+    async fn complete(&self, view: &StateView) -> pb::Node {
+        whole(&view.node, &self.gpus.seen().await, &self.activity)
     }
 }
 
@@ -134,6 +164,7 @@ mod tests {
         let word = |step: Result<pb::WatchResponse, Status>| match step.expect("no status").update.expect("set") {
             pb::watch_response::Update::Occurrence(occurrence) => occurrence.resume_token,
             pb::watch_response::Update::Resync(_) => "resync".to_owned(),
+            other => panic!("{other:?} without being asked for"),
         };
         stream.map(word).collect().await
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tierd_cache::engine::view::{DemoteReason, EvictReason, Occurrence, What};
+use tierd_cache::engine::view::{DemoteReason, EvictReason, Occurrence, Position, What};
 use tierd_cache::ids::Seq;
 use tonic::Status;
 
@@ -14,22 +14,41 @@ pub(crate) fn token(Seq(seq): Seq) -> String {
     seq.to_string()
 }
 
+/// The token of a place in everything that is told.
+pub(crate) fn place(at: Position) -> String {
+    match at.run {
+        Some(run) => format!("{}.{run}.{}", at.seq.0, at.step),
+        None => token(at.seq),
+    }
+}
+
 /// The place that a token names; `None` for the empty token.
 ///
 /// # Errors
 ///
 /// `INVALID` if it is no token of ours.
-pub(crate) fn seq(token: &str) -> Result<Option<Seq>, Status> {
+pub(crate) fn position(token: &str) -> Result<Option<Position>, Status> {
     if token.is_empty() {
         return Ok(None);
     }
-    match token.parse() {
-        Ok(seq) => Ok(Some(Seq(seq))),
-        Err(_) => {
+    let numbers: Option<Vec<u64>> = token.split('.').map(|part| part.parse().ok()).collect();
+    match numbers.as_deref() {
+        Some([seq]) => Ok(Some(Position { seq: Seq(*seq), run: None, step: 0 })),
+        Some([seq, run, step]) => Ok(Some(Position { seq: Seq(*seq), run: Some(*run), step: *step })),
+        _ => {
             let shown: String = token.chars().take(64).collect();
             Err(fault::invalid("resume_token", format_args!("{shown:?} is not a token that this daemon gave")))
         }
     }
+}
+
+/// The occurrence behind which a token goes on.
+///
+/// # Errors
+///
+/// As [`position`].
+pub(crate) fn seq(token: &str) -> Result<Option<Seq>, Status> {
+    Ok(position(token)?.map(|at| at.seq))
 }
 
 impl From<&Occurrence> for pb::Occurrence {
@@ -152,6 +171,12 @@ mod tests {
     fn tokens_round_trip_and_foreign_ones_are_refused_by_field() {
         assert_eq!(seq(&token(Seq(u64::MAX))).expect("accepted"), Some(Seq(u64::MAX)));
         assert_eq!(seq("").expect("accepted"), None);
+        let at = Position { seq: Seq(u64::MAX), run: Some(u64::MAX), step: u64::MAX };
+        assert_eq!(position(&place(at)).expect("accepted"), Some(at));
+        assert!(place(at).len() <= 64, "the proto promises it");
+        for bad in ["1.2", "1.2.3.4", "1.x.3", "..", "-1"] {
+            assert!(position(bad).is_err(), "{bad}");
+        }
         assert_eq!(fault::of_status(&seq("yesterday").expect_err("refused")).field, "resume_token");
     }
 }

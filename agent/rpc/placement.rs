@@ -1,16 +1,23 @@
-//! `PlacementService`: readiness and order, answered from the engine's last outlook. Never waits for the engine.
+//! `PlacementService`: readiness and order, answered from the engine's last outlook. Never waits for the engine, but for the names
+//! that a workflow is read against.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tierd_cache::engine::EngineHandle;
 use tierd_cache::engine::outlook::{Estimate, ModelEstimate, Obstacle, Outlook, Victim};
+use tierd_cache::engine::view::Tier;
 use tierd_cache::ids::ModelKey;
 use tierd_cache::plan::rank::{Ranked, WORKFLOWS_MAX};
+use tierd_cache::vram::audit::Audited;
+use tierd_cache::vram::fit::{Fit, Place, Weights, fit};
 use tonic::{Request, Response, Status};
 
+use crate::comfy::workflow::Resolution;
+use crate::gpu::{Devices, Figures};
 use crate::rpc::cache::target;
 use crate::rpc::fault::invalid;
+use crate::rpc::workflow::{self, Reader};
 use crate::rpc::{caller, pb};
 
 /// Longest time that is told: what takes longer than a month takes for ever.
@@ -19,6 +26,8 @@ const SECONDS_MAX: f64 = 30.0 * 86_400.0;
 /// The service. One for each listener, all speak to one engine.
 pub(crate) struct Placement {
     pub(crate) engine: EngineHandle,
+    pub(crate) reader: Reader,
+    pub(crate) devices: Devices,
 }
 
 #[tonic::async_trait]
@@ -28,11 +37,17 @@ impl pb::placement_service_server::PlacementService for Placement {
         request: Request<pb::EstimateReadinessRequest>,
     ) -> Result<Response<pb::EstimateReadinessResponse>, Status> {
         let request = request.into_inner();
-        let outlook = self.engine.outlook();
-        at_most("models", &request.models, &outlook)?;
-        let models = caller::models(&request.models)?;
-        let estimate = outlook.estimate(&models, target(request.target)?);
-        Ok(Response::new((&estimate).into()))
+        let target = target(request.target)?;
+        if request.workflow.is_empty() {
+            let models = caller::models(&request.models)?;
+            return Ok(Response::new(self.estimate(&models, target).await?));
+        }
+        let mut models = caller::models_or_none(&request.models)?;
+        let (_, read) = self.reader.read("workflow", vec![request.workflow]).await?;
+        workflow::add(&mut models, &read);
+        let mut answer = self.estimate(&models, target).await?;
+        read.iter().for_each(|resolution| add_resolution(&mut answer, resolution));
+        Ok(Response::new(answer))
     }
 
     async fn rank_workflows(
@@ -50,19 +65,77 @@ impl pb::placement_service_server::PlacementService for Placement {
         let mut sets: Vec<BTreeSet<ModelKey>> = Vec::with_capacity(workflows.len());
         for (index, workflow) in workflows.iter().enumerate() {
             caller::name(&format!("workflows[{index}].id"), &workflow.id)?;
-            at_most(&format!("workflows[{index}].models"), &workflow.models, &outlook)?;
+            at_most(&format!("workflows[{index}].models"), workflow.models.len(), &outlook)?;
             sets.push(caller::models_or_none(&workflow.models)?.into_iter().collect());
         }
         Ok(Response::new(ranked(&workflows, &outlook.rank(&sets))))
     }
 }
 
-fn at_most(field: &str, models: &[String], outlook: &Outlook) -> Result<(), Status> {
+impl Placement {
+    async fn estimate(&self, models: &[ModelKey], target: Tier) -> Result<pb::EstimateReadinessResponse, Status> {
+        let outlook = self.engine.outlook();
+        at_most("models", models.len(), &outlook)?;
+        let estimate = outlook.estimate(models, target);
+        let mut answer = pb::EstimateReadinessResponse::from(&estimate);
+        match self.devices.figures().await {
+            Some(figures) => add_devices(&mut answer, &estimate, &figures),
+            None => "nothing was heard of any device yet".clone_into(&mut answer.vram_detail),
+        }
+        Ok(answer)
+    }
+}
+
+fn at_most(field: &str, models: usize, outlook: &Outlook) -> Result<(), Status> {
     let most = outlook.models_max();
-    if models.len() > most {
-        return Err(invalid(field, format_args!("{} models in one set, at most {most} are allowed", models.len())));
+    if models > most {
+        return Err(invalid(field, format_args!("{models} models in one set, at most {most} are allowed")));
     }
     Ok(())
+}
+
+/// What a workflow names and nobody can resolve.
+fn add_resolution(answer: &mut pb::EstimateReadinessResponse, resolution: &Resolution) {
+    let obstacle = |detail| pb::Obstacle { kind: pb::ObstacleKind::Unresolved.into(), detail, ..Default::default() };
+    answer.obstacles.extend(resolution.limits.iter().map(|limit| obstacle(limit.to_string())));
+    for row in &resolution.unresolved {
+        if row.required {
+            answer.obstacles.push(obstacle(format!("{}: {}", workflow::whereabouts(&row.place), row.reason)));
+        }
+        answer.unresolved.push(workflow::unresolved(row));
+    }
+    answer.ready &= answer.obstacles.is_empty();
+}
+
+/// Holds the set against each device.
+fn add_devices(answer: &mut pb::EstimateReadinessResponse, estimate: &Estimate, figures: &Figures) {
+    answer.vram_detail.clone_from(&figures.detail);
+    answer.vram_age = Some(figures.age().into());
+    if figures.devices.is_empty() {
+        return;
+    }
+    let set: Vec<Weights> =
+        estimate.models.iter().map(|model| Weights { blob: model.blob, bytes: model.bytes }).collect();
+    answer.devices = figures.devices.iter().map(|device| vram_fit(device, &fit(&set, device))).collect();
+}
+
+fn vram_fit(device: &Audited, fit: &Fit) -> pb::VramFit {
+    let place = match fit.place {
+        Place::Free => pb::VramPlace::Free,
+        Place::AfterUnload => pb::VramPlace::AfterUnload,
+        Place::TooLarge => pb::VramPlace::TooLarge,
+    };
+    pb::VramFit {
+        index: device.index,
+        name: device.name.clone(),
+        uuid: device.uuid.clone(),
+        total_bytes: device.total,
+        free_bytes: fit.free,
+        needed_bytes: fit.needed,
+        loaded_bytes: fit.loaded,
+        place: place.into(),
+        by_driver: device.by_driver,
+    }
 }
 
 fn ranked(workflows: &[pb::WorkflowModels], order: &[Ranked]) -> pb::RankWorkflowsResponse {
@@ -110,6 +183,8 @@ impl From<&Estimate> for pb::EstimateReadinessResponse {
                 median_error: estimate.reliability.median_error,
                 within_twice: estimate.reliability.within_twice,
             }),
+            // What devices have is not the engine's outlook, and a workflow's text not the engine's at all: the service adds both.
+            ..Self::default()
         }
     }
 }
@@ -142,7 +217,7 @@ impl From<&Obstacle> for pb::Obstacle {
             Obstacle::NoRoom { needed, available } => (Kind::NoRoom, String::new(), *needed, *available),
             Obstacle::NoMemory { needed, available } => (Kind::NoMemory, String::new(), *needed, *available),
         };
-        Self { kind: kind.into(), model, needed_bytes, available_bytes }
+        Self { kind: kind.into(), model, needed_bytes, available_bytes, detail: String::new() }
     }
 }
 

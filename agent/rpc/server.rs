@@ -13,10 +13,11 @@ use tonic::transport;
 use tonic_health::server::HealthReporter;
 use tower::Layer;
 
+use crate::activity::ActivityMeter;
 use crate::comfy::bridge::Seen;
 use crate::comfy::pack_api::{self, PackApi, Watches};
 use crate::config::{ComfyConfig, ListenConfig};
-use crate::gpu::GpuMeter;
+use crate::gpu::{Devices, GpuMeter};
 use crate::rpc::FILE_DESCRIPTOR_SET;
 use crate::rpc::cache::Cache;
 use crate::rpc::comfy::Comfy;
@@ -33,7 +34,7 @@ use crate::rpc::pb::report_service_server::ReportServiceServer;
 use crate::rpc::pb::workflow_service_server::WorkflowServiceServer;
 use crate::rpc::placement::Placement;
 use crate::rpc::report::Reports;
-use crate::rpc::workflow::{READERS_MAX, Workflow};
+use crate::rpc::workflow::{Reader, Workflow};
 
 /// How often a silent connection is asked whether it lives: dead launchers must not hold streams for long.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -59,6 +60,8 @@ pub struct Served {
     pub models: std::path::PathBuf,
     /// ComfyUI's servers, as the bridge has them.
     pub seen: Arc<Seen>,
+    /// Whether the node is needed.
+    pub activity: ActivityMeter,
 }
 
 /// The sockets, bound and not yet served.
@@ -171,16 +174,18 @@ async fn services(
     let handle = &served.engine;
     let cache = CacheServiceServer::new(Cache { engine: handle.clone(), stop: stop.clone() })
         .max_decoding_message_size(config.message_bytes_max);
-    let node = Node { engine: handle.clone(), gpus: served.gpus.clone(), stop: stop.clone() };
+    let (gpus, activity) = (served.gpus.clone(), served.activity.clone());
+    let node = Node { engine: handle.clone(), gpus, activity, stop: stop.clone() };
     let node = NodeServiceServer::new(node).max_decoding_message_size(config.message_bytes_max);
     let hint = HintServiceServer::new(HintRpc { engine: handle.clone(), stop: stop.clone() })
         .max_decoding_message_size(config.message_bytes_max);
-    let placement = PlacementServiceServer::new(Placement { engine: handle.clone() })
-        .max_decoding_message_size(config.message_bytes_max);
+    let (bytes_max, reader) = (config.workflow_bytes_max, Reader::new(handle.clone(), config.workflow_bytes_max));
+    let devices = Devices::new(handle.clone(), served.gpus.clone());
+    let placement = Placement { engine: handle.clone(), reader: reader.clone(), devices };
+    let placement = PlacementServiceServer::new(placement).max_decoding_message_size(bytes_max + ENVELOPE_BYTES_MAX);
     let report = ReportServiceServer::new(Reports { engine: handle.clone() })
         .max_decoding_message_size(config.message_bytes_max);
-    let (bytes_max, readers) = (config.workflow_bytes_max, Arc::new(Semaphore::new(READERS_MAX)));
-    let workflow = Workflow { engine: handle.clone(), stop: stop.clone(), bytes_max, readers };
+    let workflow = Workflow { engine: handle.clone(), stop: stop.clone(), reader };
     let workflow = WorkflowServiceServer::new(workflow).max_decoding_message_size(bytes_max + ENVELOPE_BYTES_MAX);
     let comfy = ComfyServiceServer::new(Comfy { engine: handle.clone(), seen: served.seen.clone() })
         .max_decoding_message_size(config.message_bytes_max);

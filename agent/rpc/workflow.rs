@@ -25,7 +25,7 @@ use crate::rpc::pb::ensure_workflow_response::Update;
 use crate::rpc::{ensure, pb};
 
 /// Workflows that are read at once: each may take 200 MB for a moment, and a CPU.
-pub(crate) const READERS_MAX: usize = 2;
+const READERS_MAX: usize = 2;
 /// Most workflows in one call.
 const WORKFLOWS_MAX: usize = 64;
 /// How often an ensure is asked again without what was not found. Each time something else was withdrawn meanwhile.
@@ -36,10 +36,17 @@ pub(crate) struct Workflow {
     pub(crate) engine: EngineHandle,
     /// Ends streams when the daemon drains.
     pub(crate) stop: CancellationToken,
+    pub(crate) reader: Reader,
+}
+
+/// Reads workflows for all services, a few at a time.
+#[derive(Debug, Clone)]
+pub(crate) struct Reader {
+    engine: EngineHandle,
     /// Most bytes of all workflows of a call.
-    pub(crate) bytes_max: usize,
+    bytes_max: usize,
     /// [`READERS_MAX`] permits.
-    pub(crate) readers: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
 }
 
 #[tonic::async_trait]
@@ -50,7 +57,7 @@ impl pb::workflow_service_server::WorkflowService for Workflow {
         &self,
         request: Request<pb::ResolveWorkflowRequest>,
     ) -> Result<Response<pb::ResolveWorkflowResponse>, Status> {
-        let (known, mut read) = self.read(vec![request.into_inner().workflow]).await?;
+        let (known, mut read) = self.reader.read("workflow", vec![request.into_inner().workflow]).await?;
         let resolution = read.pop().map(|resolution| message(&resolution, &known));
         Ok(Response::new(pb::ResolveWorkflowResponse { resolution }))
     }
@@ -71,7 +78,7 @@ impl pb::workflow_service_server::WorkflowService for Workflow {
             progress_interval: caller::span("progress_interval", request.progress_interval, PROGRESS_INTERVAL)?,
             client,
         };
-        let (known, read) = self.read(request.workflows).await?;
+        let (known, read) = self.reader.read("workflows", request.workflows).await?;
         let mut walk = Walk {
             engine: self.engine.clone(),
             stop: self.stop.clone(),
@@ -94,14 +101,20 @@ impl pb::workflow_service_server::WorkflowService for Workflow {
     }
 }
 
-impl Workflow {
-    /// Reads workflows and resolves them against one snapshot.
-    async fn read(&self, workflows: Vec<Vec<u8>>) -> Result<(Known, Vec<Resolution>), Status> {
+impl Reader {
+    /// Reads at most so many bytes for one call.
+    pub(crate) fn new(engine: EngineHandle, bytes_max: usize) -> Self {
+        Self { engine, bytes_max, readers: Arc::new(Semaphore::new(READERS_MAX)) }
+    }
+
+    /// Reads workflows and resolves them against one snapshot. `field` is what the request calls them.
+    pub(crate) async fn read(
+        &self,
+        field: &'static str,
+        workflows: Vec<Vec<u8>>,
+    ) -> Result<(Known, Vec<Resolution>), Status> {
         if workflows.is_empty() || workflows.len() > WORKFLOWS_MAX {
-            return Err(invalid(
-                "workflows",
-                format_args!("{} workflows: 1 to {WORKFLOWS_MAX} are read", workflows.len()),
-            ));
+            return Err(invalid(field, format_args!("{} workflows: 1 to {WORKFLOWS_MAX} are read", workflows.len())));
         }
         let (bytes, max) = (workflows.iter().map(Vec::len).sum(), self.bytes_max);
         if bytes > max {
@@ -124,7 +137,7 @@ impl Workflow {
 }
 
 /// Adds the needs of workflows that are not there yet, in the order of their use.
-fn add(models: &mut Vec<ModelKey>, read: &[Resolution]) {
+pub(crate) fn add(models: &mut Vec<ModelKey>, read: &[Resolution]) {
     let mut seen: BTreeSet<ModelKey> = models.iter().cloned().collect();
     let needs = read.iter().flat_map(|resolution| &resolution.needs).map(|need| &need.model);
     models.extend(needs.filter(|model| seen.insert((*model).clone())).cloned());
@@ -139,10 +152,13 @@ fn incomplete(resolution: &Resolution) -> Option<Fault> {
         });
     }
     let row = resolution.unresolved.iter().find(|row| row.required)?;
-    let place = &row.place;
+    Some(Fault::NotFound { what: whereabouts(&row.place), hint: row.reason.to_string() })
+}
+
+/// A name that could not be resolved, with its place.
+pub(crate) fn whereabouts(place: &workflow::Place) -> String {
     let text = if place.text.is_empty() { "a name" } else { &place.text };
-    let what = format!("{text} (node {}, {}, {})", place.node, place.class, place.input);
-    Some(Fault::NotFound { what, hint: row.reason.to_string() })
+    format!("{text} (node {}, {}, {})", place.node, place.class, place.input)
 }
 
 /// The answers to one ensure of workflows.
@@ -279,7 +295,7 @@ fn idle(row: &workflow::IdleNeed, known: &Known) -> pb::IdleNeed {
     pb::IdleNeed { need: Some(need(&row.need, known)), why: why.into() }
 }
 
-fn unresolved(row: &workflow::Unresolved) -> pb::UnresolvedName {
+pub(crate) fn unresolved(row: &workflow::Unresolved) -> pb::UnresolvedName {
     pb::UnresolvedName {
         place: Some(place(&row.place)),
         reason: row.reason.to_string(),

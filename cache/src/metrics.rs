@@ -17,6 +17,7 @@ pub use self::outcome::{EnsureOutcome, RequestOutcome};
 pub use self::prime::prime_origin;
 pub use self::seen::{answered, estimate_compared, flight_failed, model_ready, stored};
 
+pub mod traces;
 pub mod vram;
 
 /// What a metric is.
@@ -157,6 +158,9 @@ metrics! {
     HINT_DROPPED = "tierd_hint_dropped_total", Count, Kind::Counter,
         &[("reason", "`unknown`, `invalid`, `too_large`, `busy`")],
         "Messages of workers that were refused. Many `unknown` mean that a worker does not introduce itself.";
+    TRACE_SPANS = "tierd_trace_spans_total", Count, Kind::Counter,
+        &[("outcome", "`sent`, `dropped`, `failed`")],
+        "Spans of traces: taken by the receiver, dropped because it is too slow, or not sent after some tries.";
     ENGINE_ENSURES = "tierd_engine_ensures_total", Count, Kind::Counter,
         &[("outcome", "`hit`, `fetched`, `joined`, `failed`")],
         "Ensures that ended: all was there, something was fetched, only flights of others were joined, or something failed.";
@@ -475,8 +479,8 @@ pub fn process(sample: ProcessSample) {
 mod tests {
     use super::*;
 
-    const ROOMS: [&str; 11] =
-        ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "comfy", "fleet", "rpc", "process"];
+    const ROOMS: [&str; 12] =
+        ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "comfy", "fleet", "rpc", "process", "trace"];
 
     #[test]
     fn every_name_follows_the_rule_and_is_there_once() {

@@ -128,7 +128,7 @@ async fn a_watch_goes_on_where_its_token_says() {
         let (_origin, _daemon, client) = node().await;
         let before = client.events().await;
         let token = before.last().map(|event| event.resume_token.clone()).unwrap_or_default();
-        let request = pb::WatchRequest { resume_token: token.clone(), past_only: false };
+        let request = pb::WatchRequest { resume_token: token.clone(), past_only: false, ..Default::default() };
         let mut live = client.node.clone().watch(request).await.expect("it begins").into_inner();
         client.ready(&[FLUX]).await;
         client.pin(&[FLUX], "watcher", Milliseconds(60_000)).await.expect("pinned");
@@ -144,7 +144,7 @@ async fn a_watch_goes_on_where_its_token_says() {
         let rest = client.events_after(&seen[0].resume_token).await;
         assert_eq!(rest[..seen.len() - 1], seen[1..], "a token in the middle goes on behind it");
 
-        let unknown = pb::WatchRequest { resume_token: "999999999".to_owned(), past_only: true };
+        let unknown = pb::WatchRequest { resume_token: "999999999".to_owned(), past_only: true, ..Default::default() };
         let mut stream = client.node.clone().watch(unknown).await.expect("it begins").into_inner();
         let first = stream.message().await.expect("an answer").and_then(|message| message.update);
         assert!(matches!(first, Some(Update::Resync(_))), "a token from nowhere is told to start again: {first:?}");

@@ -1,6 +1,7 @@
 //! Claims about readiness: what a scheduler is told before it asks turns out true, and says what stands in the way.
 
 use tierd::rpc::pb;
+use tierd::rpc::pb::hint_service_client::HintServiceClient;
 use tierd::rpc::pb::placement_service_client::PlacementServiceClient;
 use tokio::time::Instant;
 
@@ -13,7 +14,7 @@ const SIZES: [u64; 6] = [1, 3, 9, 17, 30, 48];
 const VARYING: &str = "set $limit_rate 16m; if ($request_id ~ \"^[0-7]\") { set $limit_rate 24m; }";
 
 async fn estimate(client: &Client, models: &[String], target: pb::Tier) -> pb::EstimateReadinessResponse {
-    let request = pb::EstimateReadinessRequest { models: models.to_vec(), target: target.into() };
+    let request = pb::EstimateReadinessRequest { models: models.to_vec(), target: target.into(), ..Default::default() };
     let mut placement = PlacementServiceClient::new(client.channel.clone());
     placement.estimate_readiness(request).await.expect("an estimate always has an answer").into_inner()
 }
@@ -192,9 +193,110 @@ async fn workflows_are_ranked_and_grouped_and_wrong_questions_are_refused() {
         let status =
             placement.rank_workflows(pb::RankWorkflowsRequest { workflows: many }).await.expect_err("too many");
         assert_eq!(status.code(), tonic::Code::InvalidArgument);
-        let bad = pb::EstimateReadinessRequest { models: vec!["../etc/passwd".to_owned()], target: 0 };
+        let bad = pb::EstimateReadinessRequest { models: vec!["../etc/passwd".to_owned()], ..Default::default() };
         let status = placement.estimate_readiness(bad).await.expect_err("no model");
         assert_eq!(status.code(), tonic::Code::InvalidArgument);
     })
     .await;
+}
+
+/// A prompt with two models, one of them unknown to everybody if that is asked for.
+fn prompt(unknown: bool) -> Vec<u8> {
+    let lora = if unknown { "nowhere.safetensors" } else { "001.safetensors" };
+    serde_json::json!({
+        "1": {"class_type": "LoraLoader", "inputs": {"model": ["9", 0], "clip": ["9", 1], "lora_name": lora}},
+        "2": {"class_type": "LoraLoader", "inputs": {"model": ["1", 0], "clip": ["1", 1], "lora_name": "002.safetensors"}},
+        "3": {"class_type": "KSampler", "inputs": {"model": ["2", 0]}},
+        "4": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0]}},
+    })
+    .to_string()
+    .into_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workflow_is_as_good_a_question_as_its_models_and_vram_is_told_honestly() {
+    within(60, async {
+        let origin = FaultOrigin::start().await;
+        let contents = [1, 2].map(|number| (model(number), Content::model(7400 + number, number * 4 * MIB)));
+        let rows: Vec<_> = contents.iter().map(|(name, content)| (name.as_str(), content, None, None)).collect();
+        contents.iter().for_each(|(name, content)| origin.put(name, content));
+        origin.put_manifest(&rows);
+        let daemon = Daemon::start(Settings::with_origin(&origin)).await;
+        let client = daemon.client().await;
+        until("the manifest is read", 10, || async { client.model(&model(1)).await.ok() }).await;
+        let mut placement = PlacementServiceClient::new(client.channel.clone());
+        let mut ask = async |workflow: Vec<u8>, models: Vec<String>| {
+            let request = pb::EstimateReadinessRequest { workflow, models, ..Default::default() };
+            placement.estimate_readiness(request).await.map(tonic::Response::into_inner)
+        };
+
+        let by_workflow = ask(prompt(false), Vec::new()).await.expect("an answer");
+        let by_name = ask(Vec::new(), vec![model(1), model(2)]).await.expect("an answer");
+        assert_eq!(by_workflow.models, by_name.models);
+        assert_eq!(by_workflow.bytes_to_fetch, 12 * MIB);
+        assert!(by_workflow.obstacles.is_empty(), "{:?}", by_workflow.obstacles);
+        assert!(by_workflow.devices.is_empty() && by_workflow.vram_detail.contains("NVIDIA"), "{by_workflow:?}");
+        // A UI workflow of the same models.
+        let nodes = serde_json::json!([
+            {"id": 1, "type": "LoraLoader", "mode": 0, "widgets_values": ["001.safetensors", 1, 1], "inputs": [],
+             "outputs": [{"name": "MODEL", "type": "MODEL", "links": [1]}]},
+            {"id": 2, "type": "KSampler", "mode": 0, "inputs": [{"name": "model", "type": "MODEL", "link": 1}], "outputs": []},
+        ]);
+        let ui = serde_json::json!({ "version": 0.4, "nodes": nodes, "links": [[1, 1, 0, 2, 0, "MODEL"]] });
+        let ui = ask(ui.to_string().into_bytes(), vec![model(2)]).await.expect("an answer");
+        let names: Vec<&str> = ui.models.iter().map(|row| row.model.as_str()).collect();
+        assert_eq!(names, [model(2), model(1)], "models come first, the workflow's behind them");
+
+        let unknown = ask(prompt(true), Vec::new()).await.expect("an answer");
+        assert!(!unknown.obstacles.is_empty() && !unknown.ready, "{unknown:?}");
+        for (workflow, models) in [(b"no json".to_vec(), Vec::new()), (Vec::new(), Vec::new())] {
+            let status = ask(workflow, models).await.expect_err("refused");
+            assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
+        }
+
+        client.ready(&[&model(1)]).await;
+        worker_with(&client, &daemon.model(&model(1))).await;
+        let fits = until("a worker tells of its device", 10, || async {
+            let told = estimate(&client, &[model(1), model(2)], pb::Tier::Nvme).await;
+            told.devices.first().cloned()
+        })
+        .await;
+        assert_eq!((fits.total_bytes, fits.free_bytes, fits.by_driver), (20 * MIB, 10 * MIB, false), "{fits:?}");
+        assert_eq!((fits.needed_bytes, fits.loaded_bytes), (12 * MIB, 4 * MIB), "{fits:?}");
+        assert_eq!(fits.place(), pb::VramPlace::Free, "8 MiB of 10 that are free");
+
+        let file = daemon.dir().join("flow.json");
+        std::fs::write(&file, prompt(false)).expect("its folder can be written");
+        let done = daemon.cli().run(&["readiness", "--workflow", &file.display().to_string()]).await.assert_code(0);
+        assert!(done.out.contains("12 MiB of weights, 4 MiB there already, 10 MiB of 20 MiB free"), "{}", done.out);
+        std::fs::write(&file, prompt(true)).expect("its folder can be written");
+        daemon.cli().run(&["readiness", "--workflow", &file.display().to_string()]).await.assert_code(3);
+    })
+    .await;
+}
+
+/// A worker that has one file on its device: 4 MiB of 20, and 6 that are no model's.
+async fn worker_with(client: &Client, file: &std::path::Path) {
+    let loaded = pb::LoadedModel {
+        file: file.display().to_string(),
+        bytes: 4 * MIB,
+        loaded_bytes: 4 * MIB,
+        ..Default::default()
+    };
+    let device = pb::WorkerDevice {
+        name: "a GPU".into(),
+        total_bytes: 20 * MIB,
+        free_bytes: 10 * MIB,
+        models: vec![loaded],
+        ..Default::default()
+    };
+    let report = pb::ReportRequest {
+        worker: "w1".into(),
+        seq: 1,
+        info: Some(pb::WorkerInfo { pid: 1, ..Default::default() }),
+        devices: Some(pb::WorkerDevices { devices: vec![device] }),
+        ..Default::default()
+    };
+    let mut hints = HintServiceClient::new(client.channel.clone());
+    hints.report(report).await.expect("accepted");
 }

@@ -116,7 +116,7 @@ async fn ensured(context: &Context, daemon: &mut Daemon, made: &[Made]) -> Resul
 
 /// What the daemon remembers.
 async fn past(daemon: &mut Daemon) -> Result<Vec<pb::Occurrence>, Failure> {
-    let request = pb::WatchRequest { resume_token: String::new(), past_only: true };
+    let request = pb::WatchRequest { resume_token: String::new(), past_only: true, ..Default::default() };
     let mut steps = daemon.node.watch(request).await?.into_inner();
     let mut all = Vec::new();
     while let Some(step) = steps.message().await? {

@@ -67,6 +67,8 @@ pub struct ServerView {
     pub ended: (u64, u64, u64),
     /// What a prompt that succeeded took lately.
     pub prompt_time: Option<Duration>,
+    /// When it was last seen with a prompt that ran or waited.
+    pub busy: Option<Instant>,
     looked_again: Option<Instant>,
 }
 
@@ -81,6 +83,11 @@ impl ServerView {
         if let (Outcome::Succeeded, Some(took)) = (outcome, took) {
             self.prompt_time = Some(self.prompt_time.map_or(took, |before| (before * 3 + took) / 4));
         }
+    }
+
+    /// Whether it has a prompt that runs or waits. One that does not answer has none that anybody knows of.
+    fn is_busy(&self) -> bool {
+        self.up && self.queue.running + self.queue.pending > 0
     }
 
     /// Whether it is time to look again at prompts with unknown models.
@@ -108,13 +115,28 @@ impl Seen {
 
     fn with<T>(&self, name: &str, change: impl FnOnce(&mut ServerView) -> T) -> T {
         let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
-        let out = change(servers.entry(name.to_owned()).or_default());
+        let view = servers.entry(name.to_owned()).or_default();
+        let was_busy = view.is_busy();
+        let out = change(view);
+        if was_busy || view.is_busy() {
+            view.busy = Some(Instant::now());
+        }
         let up = servers.values().filter(|view| view.up).count() as u64;
         let (running, pending) = servers
             .values()
             .fold((0, 0), |sum, view| (sum.0 + view.queue.running as u64, sum.1 + view.queue.pending as u64));
         metrics::comfy(up, servers.len() as u64 - up, running, pending);
         out
+    }
+
+    /// Time since some server had a prompt that ran or waited; zero while one has. `None` if none ever had.
+    #[must_use]
+    pub fn idle(&self) -> Option<Duration> {
+        let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = |view: &ServerView| {
+            if view.is_busy() { Some(Duration::ZERO) } else { view.busy.map(|busy| busy.elapsed()) }
+        };
+        servers.values().filter_map(idle).min()
     }
 
     fn remove(&self, name: &str) {

@@ -1,11 +1,11 @@
 //! The options of the daemon around the engine: listeners, log, process. A table and nothing else.
 
 use super::Preset::{Computed, Is, Required, Unset};
-use super::Section::{Daemon, Listen, Log, Tcp, Tls};
-use super::{Kind, MIB, SECOND, Spec, option};
+use super::Section::{Daemon, Listen, Log, Tcp, Telemetry, Tls};
+use super::{DAY, Kind, MIB, SECOND, Spec, option};
 
 /// The options.
-pub(super) const OPTIONS: [Spec; 14] = [
+pub(super) const OPTIONS: [Spec; 18] = [
     option(
         Listen,
         "unix",
@@ -98,5 +98,37 @@ pub(super) const OPTIONS: [Spec; 14] = [
         Is("\"20s\""),
         "\"1m\"",
         "Longest time for a graceful stop. Below systemd's 90 s and Kubernetes' 30 s, after which both kill.",
+    ),
+    option(
+        Daemon,
+        "idle_command",
+        Kind::Words,
+        Is("[]"),
+        "[\"/usr/local/bin/give-back\", \"--node\"]",
+        "Run once each time that the node has been idle for `idle_after`: nobody waits, nothing asked for is fetched, no prompt runs or waits. Words, not a shell's line; none by default. It gets TIERD_SOCKET and TIERD_IDLE_SECONDS and none of the daemon's secrets; what it says goes to the log.",
+    ),
+    option(
+        Daemon,
+        "idle_after",
+        Kind::Time(100, 30 * DAY),
+        Is("\"15m\""),
+        "\"1h\"",
+        "Idle time after which `idle_command` is run. Longer than people think between two prompts.",
+    ),
+    option(
+        Daemon,
+        "idle_timeout",
+        Kind::Time(100, 3600 * SECOND),
+        Is("\"1m\""),
+        "\"10s\"",
+        "Longest time that `idle_command` may take; then it and what it started are killed. Enough to call a control plane.",
+    ),
+    option(
+        Telemetry,
+        "otlp_endpoint",
+        Kind::Url,
+        Unset,
+        "\"http://127.0.0.1:4318\"",
+        "Where traces go, over OTLP/HTTP in JSON: the collector's address without `/v1/traces`. One tree of spans for each ensure. Plain http: a collector beside the daemon takes them further. Off by default; what does not arrive is dropped and counted.",
     ),
 ];

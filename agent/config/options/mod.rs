@@ -28,11 +28,12 @@ pub(in crate::config) enum Section {
     Fleet,
     Comfy,
     Trace,
+    Telemetry,
 }
 
 impl Section {
     /// All sections, in the order of the reference file.
-    pub(in crate::config) const ALL: [Self; 14] = [
+    pub(in crate::config) const ALL: [Self; 15] = [
         Self::Store,
         Self::Ram,
         Self::Origin,
@@ -47,6 +48,7 @@ impl Section {
         Self::Fleet,
         Self::Comfy,
         Self::Trace,
+        Self::Telemetry,
     ];
 
     /// Its name in the file.
@@ -66,6 +68,7 @@ impl Section {
             Self::Fleet => "fleet",
             Self::Comfy => "comfy",
             Self::Trace => "trace",
+            Self::Telemetry => "telemetry",
         }
     }
 
@@ -116,6 +119,9 @@ impl Section {
                  another policy would bring. Off unless `record` is set."
             }
             Self::Comfy => "ComfyUI on this node: what its node pack may ask for, and what its reports are used for.",
+            Self::Telemetry => {
+                "Traces, for those who keep them. Metrics are served at `listen.http` whether this is set or not."
+            }
         }
     }
 }

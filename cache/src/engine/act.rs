@@ -24,6 +24,7 @@ const PATROL_BYTES_PER_SECOND: u64 = 100 * MIB;
 impl Engine {
     /// Starts one effect.
     pub(crate) fn start(&mut self, effect: Effect) {
+        self.tracer.effect(&effect, self.clock.now(), &self.clock);
         match effect {
             Effect::Inspect { blob, models } => {
                 self.on_disk(move |store, _| {
@@ -111,7 +112,6 @@ impl Engine {
             }
             Effect::TellReady(id, ready) => {
                 self.count_ready(id, &ready);
-                self.came_true(id, &ready);
                 self.enter_ready(&ready);
                 self.tell_ready(id, ready);
             }

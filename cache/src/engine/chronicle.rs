@@ -7,17 +7,25 @@ use tokio::sync::broadcast;
 
 use crate::clock::Wall;
 use crate::engine::handle::{WATCH_MAX, Watch};
-use crate::engine::view::{DemoteReason, EvictReason, Occurrence, OriginState, What};
+use crate::engine::view::{Change, Changed, DemoteReason, EvictReason, Occurrence, OriginState, Position, Told, What};
 use crate::ids::Seq;
 use crate::units::ByteSize;
 
-/// The last occurrences and those who watch.
+/// Changes that are remembered for those who resume: minutes of a busy node.
+const CHANGES_MAX: usize = 4096;
+
+/// The last occurrences and changes, and those who watch.
 #[derive(Debug)]
 pub(crate) struct Chronicle {
     past: VecDeque<Occurrence>,
     max: usize,
     next: u64,
     live: broadcast::Sender<Occurrence>,
+    /// Tells changes of one run from those of another.
+    run: u64,
+    steps: u64,
+    passing: VecDeque<Changed>,
+    all: broadcast::Sender<Told>,
 }
 
 impl Chronicle {
@@ -25,7 +33,13 @@ impl Chronicle {
     /// never written down, and a number must not be given twice, or a watcher that resumes misses what has it now.
     pub(crate) fn new(past: Vec<Occurrence>, next: u64, unwritten: u64, max: usize) -> Self {
         let next = if past.is_empty() { next } else { next + unwritten };
-        Self { past: past.into(), max, next, live: broadcast::channel(WATCH_MAX).0 }
+        let (live, all) = (broadcast::channel(WATCH_MAX).0, broadcast::channel(WATCH_MAX).0);
+        Self { past: past.into(), max, next, live, run: 0, steps: 0, passing: VecDeque::new(), all }
+    }
+
+    /// The same, of a run of the daemon that no other has the number of.
+    pub(crate) fn of_run(self, run: u64) -> Self {
+        Self { run, ..self }
     }
 
     /// Numbers an occurrence, remembers it and tells the watchers.
@@ -39,7 +53,58 @@ impl Chronicle {
         }
         // Nobody watching is the normal case.
         let _ = self.live.send(occurrence.clone());
+        if self.all.receiver_count() > 0 {
+            let _ = self.all.send(Told::Happened(occurrence.clone(), self.here()));
+        }
         occurrence
+    }
+
+    /// Numbers a change, remembers it and tells those who follow.
+    pub(crate) fn change(&mut self, what: Change, wall: Wall) {
+        self.steps += 1;
+        let changed = Changed { at: self.here(), wall, what };
+        if self.passing.len() == CHANGES_MAX {
+            self.passing.pop_front();
+        }
+        self.passing.push_back(changed.clone());
+        // Nobody following is the normal case.
+        let _ = self.all.send(Told::Changed(changed));
+    }
+
+    /// The place behind everything that was told.
+    fn here(&self) -> Position {
+        Position { seq: Seq(self.next.saturating_sub(1)), run: Some(self.run), step: self.steps }
+    }
+
+    /// The present place, and what is told from there on.
+    pub(crate) fn live(&self) -> (Position, broadcast::Receiver<Told>) {
+        (self.here(), self.all.subscribe())
+    }
+
+    /// Everything that was told behind a place, in its order. `None` if some of it is not remembered, or of another run.
+    pub(crate) fn told_since(&self, since: Position) -> Option<Vec<Told>> {
+        let Seq(after) = since.seq;
+        let oldest = self.past.front().map_or(self.next, |oldest| oldest.seq.0);
+        let first = self.steps - self.passing.len() as u64;
+        if since.run != Some(self.run) || after + 1 < oldest || after >= self.next {
+            return None;
+        }
+        if since.step < first || since.step > self.steps {
+            return None;
+        }
+        let mut changes = self.passing.iter().filter(|changed| changed.at.step > since.step).peekable();
+        let mut told = Vec::new();
+        let mut step = since.step;
+        for occurrence in self.past.iter().filter(|occurrence| occurrence.seq.0 > after) {
+            while let Some(changed) = changes.next_if(|changed| changed.at.seq < occurrence.seq) {
+                step = changed.at.step;
+                told.push(Told::Changed(changed.clone()));
+            }
+            let at = Position { seq: occurrence.seq, run: Some(self.run), step };
+            told.push(Told::Happened(occurrence.clone(), at));
+        }
+        told.extend(changes.cloned().map(Told::Changed));
+        Some(told)
     }
 
     /// What happened after `since`, and what will.
@@ -120,6 +185,7 @@ fn demote_words(reason: &DemoteReason) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::view::Tier;
 
     fn filled(max: usize, count: u64) -> Chronicle {
         let mut chronicle = Chronicle::new(Vec::new(), 1, 0, max);
@@ -143,5 +209,56 @@ mod tests {
         assert!(!chronicle.watch(Some(Seq(7))).gap);
         assert!(!chronicle.watch(None).gap);
         assert!(chronicle.watch(Some(Seq(99))).gap);
+    }
+
+    fn mixed() -> Chronicle {
+        let mut chronicle = Chronicle::new(Vec::new(), 1, 0, 100).of_run(7);
+        for n in 0..6 {
+            if n % 3 == 0 {
+                chronicle.record(What::Started { blobs: n, bytes: 0 }, Wall(n));
+            } else {
+                chronicle.change(Change::Pressure { tier: Tier::Ram, bytes: Some(n), source: "test" }, Wall(n));
+            }
+        }
+        chronicle
+    }
+
+    /// When each was told, which is its number in [`mixed`].
+    fn order(told: &[Told]) -> Vec<u64> {
+        let wall = |told: &Told| match told {
+            Told::Happened(occurrence, _) => occurrence.at.0,
+            Told::Changed(changed) => changed.wall.0,
+        };
+        told.iter().map(wall).collect()
+    }
+
+    #[test]
+    fn who_follows_resumes_behind_any_place_with_nothing_lost_and_nothing_twice() {
+        let chronicle = mixed();
+        let start = Position { seq: Seq(0), run: Some(7), step: 0 };
+        let all = chronicle.told_since(start).expect("remembered");
+        assert_eq!(order(&all), [0, 1, 2, 3, 4, 5]);
+        for (number, told) in all.iter().enumerate() {
+            let at = match told {
+                Told::Happened(_, at) => *at,
+                Told::Changed(changed) => changed.at,
+            };
+            let rest = chronicle.told_since(at).expect("remembered");
+            assert_eq!(order(&rest), (number as u64 + 1..6).collect::<Vec<_>>(), "behind {at:?}");
+        }
+    }
+
+    #[test]
+    fn places_of_another_run_and_places_that_are_forgotten_are_no_places() {
+        let mut chronicle = mixed();
+        let at = |run, step| Position { seq: Seq(1), run, step };
+        assert!(chronicle.told_since(at(Some(8), 0)).is_none());
+        assert!(chronicle.told_since(at(None, 0)).is_none());
+        assert!(chronicle.told_since(at(Some(7), 99)).is_none());
+        for n in 0..CHANGES_MAX as u64 {
+            chronicle.change(Change::Pressure { tier: Tier::Ram, bytes: Some(n), source: "test" }, Wall(n));
+        }
+        assert!(chronicle.told_since(at(Some(7), 3)).is_none(), "the fourth is forgotten");
+        assert!(chronicle.told_since(at(Some(7), 4)).is_some());
     }
 }

@@ -10,7 +10,7 @@ use crate::engine::known::Known;
 use crate::engine::outlook::Outlook;
 use crate::engine::view::{
     EnsureRequest, EnsureUpdate, EvictReport, Explanation, FlightView, ImportedFile, LeaseView, ModelFilter, ModelPage,
-    ModelView, MoveReport, NodeView, Occurrence, RamHold,
+    ModelView, MoveReport, NodeView, Occurrence, Position, RamHold, StateView, Told, Trace,
 };
 use crate::fault::Fault;
 use crate::ids::{FlightId, LeaseId, ModelKey, OriginName, Seq};
@@ -72,6 +72,8 @@ pub(crate) enum Command {
     Report(u64, oneshot::Sender<Report>),
     Explain(ModelKey, oneshot::Sender<Result<Explanation, Fault>>),
     Watch(Option<Seq>, oneshot::Sender<Watch>),
+    Follow(Option<Position>, oneshot::Sender<Follow>),
+    Trace(mpsc::Sender<Trace>, oneshot::Sender<()>),
     Import {
         path: PathBuf,
         dry_run: bool,
@@ -105,6 +107,19 @@ pub struct Watch {
     pub gap: bool,
     /// What happens from here on. Lagging behind by more than `WATCH_MAX` is told as an error: list everything again.
     pub live: tokio::sync::broadcast::Receiver<Occurrence>,
+}
+
+/// The view of one who follows the node's state: everything or what it missed, then what happens.
+#[derive(Debug)]
+pub struct Follow {
+    /// Everything as it is. `None` if `past` goes on exactly behind the place that was given.
+    pub snapshot: Option<Box<StateView>>,
+    /// What was told since that place.
+    pub past: Vec<Told>,
+    /// The place behind all this.
+    pub at: Position,
+    /// What is told from here on. Lagging behind by more than `WATCH_MAX` is told as an error: follow anew.
+    pub live: tokio::sync::broadcast::Receiver<Told>,
 }
 
 /// Speaks to the engine. Cheap to clone.
@@ -310,6 +325,24 @@ impl EngineHandle {
     /// [`Fault::ShuttingDown`].
     pub async fn watch(&self, since: Option<Seq>) -> Result<Watch, Fault> {
         self.ask(|reply| Command::Watch(since, reply)).await
+    }
+
+    /// The node's state from here on: what was told behind `since`, or everything as it is if that is not given or not remembered.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ShuttingDown`].
+    pub async fn follow(&self, since: Option<Position>) -> Result<Follow, Fault> {
+        self.ask(|reply| Command::Follow(since, reply)).await
+    }
+
+    /// Traces of ensures that end from here on go to `sink`, in place of an earlier one. What finds no place there is dropped and counted.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ShuttingDown`].
+    pub async fn trace_to(&self, sink: mpsc::Sender<Trace>) -> Result<(), Fault> {
+        self.ask(|reply| Command::Trace(sink, reply)).await
     }
 
     /// Adopts a file, or every model file below a folder. One row for each file, as it goes.

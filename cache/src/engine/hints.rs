@@ -242,6 +242,9 @@ impl Engine {
                 Some(FoundFile::Foreign) | None => None,
             })
         });
+        if report.tells_of_use() {
+            self.needed();
+        }
         let result = self.state.worker_report(&worker, *report, self.clock.now(), self.clock.wall());
         let _ = reply.send(result.map(|effects| self.act(effects)));
         self.stale = true;

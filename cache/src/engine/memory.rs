@@ -45,7 +45,7 @@ pub(crate) struct Ram {
     /// How often the set was written down, and how often that is known to be on the disk.
     notes: (u64, u64),
     /// Answers that wait until the set they are part of is on the disk, and for which note. One an ensure at most.
-    unwritten: Vec<(u64, EnsureId, EnsureReady)>,
+    unwritten: Vec<(u64, EnsureId, EnsureReady, Tick)>,
 }
 
 impl Ram {
@@ -130,9 +130,9 @@ impl Engine {
     pub(crate) fn tell_ready(&mut self, id: EnsureId, ready: EnsureReady) {
         let (asked, written) = self.ram.notes;
         if asked == written || self.draining.is_some() {
-            self.callers.end(id, EnsureUpdate::Ready(ready));
+            self.end_ready(id, ready);
         } else {
-            self.ram.unwritten.push((asked, id, ready));
+            self.ram.unwritten.push((asked, id, ready, self.clock.now()));
         }
     }
 
@@ -140,9 +140,18 @@ impl Engine {
     pub(crate) fn noted(&mut self, number: u64) {
         self.ram.notes.1 = self.ram.notes.1.max(number.min(self.ram.notes.0));
         let written = self.ram.notes.1;
-        for (_, id, ready) in self.ram.unwritten.extract_if(.., |(note, ..)| *note <= written) {
-            self.callers.end(id, EnsureUpdate::Ready(ready));
+        let due: Vec<_> = self.ram.unwritten.extract_if(.., |(note, ..)| *note <= written).collect();
+        for (_, id, mut ready, since) in due {
+            // The caller waited for the disk too.
+            ready.elapsed += self.clock.now().since(since);
+            self.end_ready(id, ready);
         }
+    }
+
+    /// Tells the caller, and compares what it waited with what would have been told.
+    fn end_ready(&mut self, id: EnsureId, ready: EnsureReady) {
+        self.came_true(id, &ready);
+        self.callers.end(id, EnsureUpdate::Ready(ready));
     }
 
     /// What the node can spare now becomes the tier's limit.

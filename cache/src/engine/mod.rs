@@ -2,6 +2,7 @@
 
 mod act;
 mod callers;
+mod changes;
 mod chronicle;
 pub mod event;
 mod fetch;
@@ -22,6 +23,7 @@ mod scribe;
 mod serve;
 mod sources;
 pub mod state;
+mod trace;
 pub mod view;
 
 pub use handle::EngineHandle;

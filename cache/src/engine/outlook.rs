@@ -100,6 +100,8 @@ pub struct Estimate {
 pub struct ModelEstimate {
     /// The model.
     pub model: ModelKey,
+    /// Its blob, if it is stored or its digest is known.
+    pub blob: Option<BlobId>,
     /// Its size; 0 if nothing is known of it.
     pub bytes: u64,
     /// The fastest tier that has it whole; `None` if no tier and no origin knows it.
@@ -217,6 +219,7 @@ impl Outlook {
     fn one(&self, model: &ModelKey, target: Tier) -> (ModelEstimate, Move) {
         let mut row = ModelEstimate {
             model: model.clone(),
+            blob: None,
             bytes: 0,
             tier: None,
             fetch_bytes: 0,
@@ -227,6 +230,7 @@ impl Outlook {
         let mut step = Move { bytes: 0, fetch: None, lock: 0 };
         let entry = self.shelf.catalog.get(model);
         let stored = self.shelf.models.get(model).copied().or_else(|| self.stored_as(entry?.blake3?));
+        row.blob = stored.map(|stored| stored.blob).or_else(|| entry?.blake3);
         if let Some(stored) = stored {
             row.bytes = stored.bytes;
             row.tier = Some(if stored.ram { Tier::Ram } else { Tier::Nvme });

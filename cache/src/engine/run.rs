@@ -15,6 +15,7 @@ use crate::catalog::OriginSnapshot;
 use crate::clock::{Clock, Tick};
 use crate::config::EngineConfig;
 use crate::engine::callers::Callers;
+use crate::engine::changes::Changes;
 use crate::engine::chronicle::Chronicle;
 use crate::engine::event::{Effect, Event, RequestId};
 use crate::engine::fetch::Lines;
@@ -31,6 +32,7 @@ use crate::engine::recorder::Recorder;
 use crate::engine::scribe::{NOTES_MAX, Scribe};
 use crate::engine::sources::{Located, Sources};
 use crate::engine::state::{Executor, State, StateConfig};
+use crate::engine::trace::Tracer;
 use crate::engine::view::{EvictReport, OriginState, What};
 use crate::fault::Fault;
 use crate::heap;
@@ -111,6 +113,8 @@ pub(crate) struct Engine {
     pub(crate) done: mpsc::Sender<Done>,
     pub(crate) callers: Callers,
     pub(crate) chronicle: Chronicle,
+    pub(crate) changes: Changes,
+    pub(crate) tracer: Tracer,
     pub(crate) ram: Ram,
     pub(crate) forecast: Forecast,
     pub(crate) ledger: Ledger,
@@ -207,7 +211,10 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         ledger: Ledger::open(&store, clock.now()),
         movers,
         hints: Hints::default(),
-        chronicle: Chronicle::new(inventory.events, inventory.next_seq, NOTES_MAX as u64, events_max),
+        chronicle: Chronicle::new(inventory.events, inventory.next_seq, NOTES_MAX as u64, events_max)
+            .of_run(clock.wall().0),
+        changes: Changes::default(),
+        tracer: Tracer::default(),
         open: HashMap::new(),
         running: HashMap::new(),
         evicting: Vec::new(),
@@ -321,6 +328,9 @@ impl Engine {
         self.stale = true;
         self.forecast.moved = true;
         self.forecast.reshaped |= event.reshapes();
+        self.changes.dirty = true;
+        self.notice(&event);
+        self.tracer.event(&event, self.clock.now());
         self.count_event(&event);
         self.enter_request(&event);
         let lists = matches!(event, Event::Catalog(_));
@@ -340,6 +350,7 @@ impl Engine {
     /// Starts the work that an order called for.
     pub(crate) fn act(&mut self, effects: Vec<Effect>) {
         self.forecast.reshaped = true;
+        self.changes.dirty = true;
         self.publish_outlook();
         for effect in effects {
             self.start(effect);
@@ -349,6 +360,7 @@ impl Engine {
     /// What is done from time to time rather than when something is reported.
     fn beat(&mut self) {
         let now = self.clock.now();
+        self.tell_changes();
         for id in self.callers.left() {
             self.came_to_nothing(id);
             self.apply(Event::Leave(id));

@@ -105,6 +105,13 @@ impl Engine {
             Command::Watch(since, reply) => {
                 let _ = reply.send(self.chronicle.watch(since));
             }
+            Command::Follow(since, reply) => {
+                let _ = reply.send(self.follow(since));
+            }
+            Command::Trace(sink, reply) => {
+                self.tracer.trace_to(sink);
+                let _ = reply.send(());
+            }
             Command::Import { path, dry_run, reply } => {
                 let _ = reply.send(Ok(self.import(path, dry_run)));
             }
@@ -333,7 +340,7 @@ impl Engine {
         }
     }
 
-    fn node(&self) -> NodeView {
+    pub(crate) fn node(&self) -> NodeView {
         let (flights, ensures, leases, models_known) = self.state.counts();
         let now = self.clock.now();
         let tiers = [self.state.vram(now), Some(self.ram_view()), Some(self.state.disk(self.store.mode()))];
@@ -347,6 +354,7 @@ impl Engine {
             models_known,
             models_path: self.models_path.clone(),
             workers: self.state.workers(now),
+            activity: self.activity(),
         }
     }
 

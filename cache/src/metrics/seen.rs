@@ -10,7 +10,7 @@ use super::{
 };
 use crate::engine::view::Tier;
 use crate::ids::OriginName;
-use crate::plan::calibration::Class;
+use crate::plan::calibration::{Class, Kind};
 
 /// The head of a good answer came after `elapsed`.
 pub fn answered(origin: &OriginName, elapsed: Duration) {
@@ -36,10 +36,10 @@ pub fn flight_failed(fault: &str) {
 
 /// A set of this class is ready: it was told so many seconds and took so many.
 pub fn estimate_compared(class: Class, told: f64, actual: f64) {
-    let class = match class {
-        Class::Hit => "hit",
-        Class::Lock => "lock",
-        Class::FetchSmall | Class::FetchMedium | Class::FetchLarge => "fetch",
+    let class = match class.kind() {
+        Kind::Hit => "hit",
+        Kind::Lock => "lock",
+        Kind::Fetch => "fetch",
     };
     let verdict = match told {
         told if told * 2.0 < actual => "short",

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::units::MIB;
+
 /// Comparisons that are remembered: what a scheduler is told about the node's reliability.
 const RECENT_MAX: usize = 256;
 /// Comparisons of one class that count, the latest most: about 16.
@@ -14,6 +16,11 @@ const PRIOR_WEIGHT: f64 = 2.0;
 const P95: f64 = 1.645;
 /// Shortest time that is compared: below, the clock and the scheduler of the system decide.
 const SECONDS_MIN: f64 = 0.0005;
+/// Weight of what other classes of the same kind say, in comparisons: nothing beside a few of its own, all before the first.
+const KIN_WEIGHT: f64 = 0.25;
+/// Comparisons from which on one counts only for so much: a factor of 1.65, in natural logarithms.
+const PULL_FROM: f64 = 3.0;
+const PULL_MAX: f64 = 0.5;
 /// Furthest that one comparison counts for, as a factor: a machine that slept must not spoil a week.
 const RATIO_MAX: f64 = 20.0;
 
@@ -22,9 +29,13 @@ const RATIO_MAX: f64 = 20.0;
 pub enum Class {
     /// Everything is where it is wanted.
     Hit,
-    /// Something is locked from the disk, nothing is fetched.
+    /// Less than 8 MiB is locked from the disk, nothing is fetched: what is done once decides.
+    LockSmall,
+    /// More is locked: the disk decides.
     Lock,
-    /// Less than 64 MiB is fetched: starts and commits decide.
+    /// Less than 8 MiB is fetched, a piece: one request decides.
+    FetchPiece,
+    /// Less than 64 MiB is fetched: the slowest of a few requests, and commits, decide.
     FetchSmall,
     /// Less than 1 GiB is fetched.
     FetchMedium,
@@ -32,16 +43,52 @@ pub enum Class {
     FetchLarge,
 }
 
+/// How many classes there are.
+const CLASSES: usize = 7;
+
+/// What a class is compared with before it has comparisons of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing moves.
+    Hit,
+    /// Bytes go from the disk into RAM.
+    Lock,
+    /// Bytes come from origins.
+    Fetch,
+}
+
 impl Class {
+    const ALL: [Self; CLASSES] = [
+        Self::Hit,
+        Self::LockSmall,
+        Self::Lock,
+        Self::FetchPiece,
+        Self::FetchSmall,
+        Self::FetchMedium,
+        Self::FetchLarge,
+    ];
+
     /// The class of a set by what it must move.
     #[must_use]
     pub fn of(fetch_bytes: u64, lock_bytes: u64) -> Self {
         match fetch_bytes {
             0 if lock_bytes == 0 => Self::Hit,
+            0 if lock_bytes < 8 * MIB => Self::LockSmall,
             0 => Self::Lock,
-            1..=0x3ff_ffff => Self::FetchSmall,
-            0x400_0000..=0x3fff_ffff => Self::FetchMedium,
+            bytes if bytes < 8 * MIB => Self::FetchPiece,
+            bytes if bytes < 64 * MIB => Self::FetchSmall,
+            bytes if bytes < 1024 * MIB => Self::FetchMedium,
             _ => Self::FetchLarge,
+        }
+    }
+
+    /// What it moves.
+    #[must_use]
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Hit => Kind::Hit,
+            Self::LockSmall | Self::Lock => Kind::Lock,
+            Self::FetchPiece | Self::FetchSmall | Self::FetchMedium | Self::FetchLarge => Kind::Fetch,
         }
     }
 }
@@ -59,26 +106,33 @@ pub struct Prediction {
     pub p95: f64,
 }
 
-/// One class's mean and spread of `ln(actual / raw)`, faded.
+/// One class's centre and spread of `ln(actual / raw)`, faded.
 #[derive(Debug, Clone, Copy, Default)]
 struct Error {
     weight: f64,
+    /// Each no further from the centre than [`PULL_MAX`].
+    centred: f64,
     sum: f64,
     squares: f64,
 }
 
 impl Error {
     fn saw(&mut self, log: f64) {
+        // One comparison in which the machine did something else must not move what is told of the next ones; it widens the
+        // spread. The first few have no centre to be far from.
+        let centre = self.centred / self.weight.max(1.0);
+        let pulled = if self.weight < PULL_FROM { log } else { centre + (log - centre).clamp(-PULL_MAX, PULL_MAX) };
         self.weight = self.weight * FADE + 1.0;
+        self.centred = self.centred * FADE + pulled;
         self.sum = self.sum * FADE + log;
         self.squares = self.squares * FADE + log * log;
     }
 
-    /// Mean and standard deviation, the prior included.
-    fn spread(&self) -> (f64, f64) {
+    /// Centre and standard deviation, the prior included. `kin` is the centre of all classes of its kind.
+    fn spread(&self, kin: f64) -> (f64, f64) {
         let weight = self.weight + PRIOR_WEIGHT;
-        // The prior is about the spread, not about the mean: a wrong mean is corrected from the first comparison on.
-        let mean = if self.weight > 0.0 { self.sum / self.weight } else { 0.0 };
+        // The prior is about the spread, not about the centre: a wrong centre is corrected from the first comparison on.
+        let mean = (self.centred + KIN_WEIGHT * kin) / (self.weight + KIN_WEIGHT);
         let variance = (self.squares - 2.0 * mean * self.sum + mean * mean * self.weight).max(0.0);
         (mean, ((variance + PRIOR_WEIGHT * PRIOR_SPREAD * PRIOR_SPREAD) / weight).sqrt())
     }
@@ -98,7 +152,7 @@ pub struct Reliability {
 /// The comparisons.
 #[derive(Debug, Clone, Default)]
 pub struct Calibration {
-    classes: [Error; 5],
+    classes: [Error; CLASSES],
     /// Told and actual seconds.
     recent: VecDeque<(f64, f64)>,
 }
@@ -107,9 +161,18 @@ impl Calibration {
     /// Corrects what the plan says by how it turned out before.
     #[must_use]
     pub fn correct(&self, class: Class, raw: f64) -> Prediction {
-        let (mean, spread) = self.classes[class as usize].spread();
-        let p50 = raw * mean.exp();
+        let (mean, spread) = self.classes[class as usize].spread(self.kin(class.kind()));
+        // Below that, what answers take on their way decides, which nobody here can see.
+        let p50 = (raw * mean.exp()).max(SECONDS_MIN);
         Prediction { class, raw, p50, p95: p50 * (P95 * spread).exp() }
+    }
+
+    /// What all classes of a kind are off by together; 0 before the first comparison.
+    fn kin(&self, kind: Kind) -> f64 {
+        let of_kind =
+            Class::ALL.iter().filter(|class| class.kind() == kind).map(|class| &self.classes[*class as usize]);
+        let (centred, weight) = of_kind.fold((0.0, 0.0), |sum, error| (sum.0 + error.centred, sum.1 + error.weight));
+        if weight > 0.0 { centred / weight } else { 0.0 }
     }
 
     /// Compares a prediction with what it took. Returns how far off it was, as a share of that.
@@ -158,6 +221,31 @@ mod tests {
         }
         assert!(last < 0.01, "still off by {last}");
         assert!(calibration.reliability().median_error < 0.05);
+    }
+
+    #[test]
+    fn one_comparison_that_is_far_off_hardly_moves_what_is_told_next() {
+        let mut calibration = Calibration::default();
+        for _ in 0..8 {
+            let told = calibration.correct(Class::Lock, 1.0);
+            calibration.compare(&told, 1.0);
+        }
+        let before = calibration.correct(Class::Lock, 1.0);
+        calibration.compare(&before, 15.0);
+        let after = calibration.correct(Class::Lock, 1.0);
+        assert!(after.p50 < 1.1, "{after:?}");
+        assert!(after.p95 > 2.0 * before.p95, "the spread has it: {before:?} {after:?}");
+    }
+
+    #[test]
+    fn a_class_without_comparisons_takes_what_its_kind_has() {
+        let mut calibration = Calibration::default();
+        for _ in 0..8 {
+            let told = calibration.correct(Class::FetchSmall, 1.0);
+            calibration.compare(&told, 2.0);
+        }
+        assert!((calibration.correct(Class::FetchLarge, 1.0).p50 - 2.0).abs() < 1e-6);
+        assert!((calibration.correct(Class::Lock, 1.0).p50 - 1.0).abs() < 1e-6);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Claims beside what the driver counts: one row for each GPU, with what models claim and what is left over.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{DeviceReport, WorkerId, WorkerView};
+use crate::ids::BlobId;
 
 /// A GPU, as the driver has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub struct Audited {
     pub by_driver: bool,
     /// Processes on it.
     pub processes: Vec<AuditedProcess>,
+    /// Stored blobs on it, with the bytes of the largest copy that one worker has.
+    pub loaded: BTreeMap<BlobId, u64>,
 }
 
 /// A process on a device.
@@ -128,6 +132,11 @@ fn add(row: &mut Audited, worker: &WorkerView, device: &DeviceReport) {
     let claimed: u64 = device.models.iter().map(|claim| claim.loaded).fold(0, u64::saturating_add);
     row.claimed = row.claimed.saturating_add(claimed);
     row.models += device.models.iter().filter(|claim| claim.loaded > 0).count() as u64;
+    let blobs = device.models.iter().filter_map(|claim| claim.blob.map(|blob| (blob, claim.loaded)));
+    for (blob, loaded) in blobs.filter(|(_, loaded)| *loaded > 0) {
+        let most = row.loaded.entry(blob).or_default();
+        *most = loaded.max(*most);
+    }
     let pids = [worker.hello.watched, Some(worker.hello.pid)];
     match row.processes.iter_mut().find(|process| pids.contains(&Some(process.pid))) {
         Some(process) => {

@@ -248,6 +248,19 @@ impl Ledger {
         self.workers.iter().map(view).collect()
     }
 
+    /// Every blob that is whole in the VRAM of some worker.
+    #[must_use]
+    pub fn whole(&self) -> BTreeSet<BlobId> {
+        let blobs = self.workers.values().flat_map(|worker| &worker.index);
+        blobs.filter(|(_, loaded)| loaded.whole).map(|(blob, _)| *blob).collect()
+    }
+
+    /// Whether some worker has a prompt that runs or waits.
+    #[must_use]
+    pub fn is_working(&self) -> bool {
+        self.workers.values().any(|worker| !worker.running.is_empty() || !worker.waiting.is_empty())
+    }
+
     /// How many workers there are.
     #[must_use]
     pub fn count(&self) -> usize {

@@ -8,9 +8,11 @@
 //! | `ledger` | workers and their claims: what is loaded, used, read; who lapses when |
 //! | `advice` | what a device should let go, and what it could load ahead |
 //! | `audit` | claims beside what the driver counts |
+//! | `fit` | whether the weights of a set fit onto a device |
 
 pub mod advice;
 pub mod audit;
+pub mod fit;
 pub mod ledger;
 #[cfg(test)]
 mod tests;
@@ -112,6 +114,14 @@ pub struct Report {
     pub prompts: Vec<Prompt>,
     /// Models that it is going to need, in order; `None` if that is as before.
     pub next: Option<Vec<ModelKey>>,
+}
+
+impl Report {
+    /// Whether somebody uses the worker: files were read, or something happened to a prompt.
+    #[must_use]
+    pub fn tells_of_use(&self) -> bool {
+        !self.reads.is_empty() || !self.prompts.is_empty()
+    }
 }
 
 /// One device of a report.

@@ -147,13 +147,14 @@ impl Client {
 
     /// What happened after a token and is remembered.
     pub(crate) async fn events_after(&self, token: &str) -> Vec<pb::Occurrence> {
-        let request = pb::WatchRequest { resume_token: token.to_owned(), past_only: true };
+        let request = pb::WatchRequest { resume_token: token.to_owned(), past_only: true, ..Default::default() };
         let mut stream = self.node.clone().watch(request).await.expect("a watch begins").into_inner();
         let mut events = Vec::new();
         while let Some(message) = stream.message().await.expect("a watch of the past ends well") {
             match message.update.expect("an update is always set") {
                 pb::watch_response::Update::Occurrence(occurrence) => events.push(occurrence),
                 pb::watch_response::Update::Resync(resync) => panic!("resync: {}", resync.reason),
+                other => panic!("{other:?} without being asked for"),
             }
         }
         events

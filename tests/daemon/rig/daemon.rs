@@ -126,7 +126,7 @@ impl Daemon {
         self.write_config();
         let log = File::options().create(true).append(true).open(self.log_path()).expect("its folder can be written");
         let mut words = self.wrapper.clone();
-        words.push(env!("CARGO_BIN_EXE_tierd").to_owned());
+        words.push(binary());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).arg("serve").arg("--config").arg(self.config());
         command.envs(&self.settings.env).stdin(Stdio::null());
@@ -331,7 +331,7 @@ impl Cli {
 
     /// Runs a command to its end.
     pub(crate) async fn run(&self, args: &[&str]) -> Done {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tierd"));
+        let mut command = Command::new(binary());
         command.arg("--config").arg(&self.config).args(args).env("TIERD_SOCKET", &self.socket);
         command.env_remove("TIERD_TOKEN").envs(&self.env).stdin(Stdio::null());
         let run = tokio::task::spawn_blocking(move || command.output());
@@ -342,4 +342,9 @@ impl Cli {
             err: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
     }
+}
+
+/// The binary under test: the one that was built with the tests, or `TIERD_TEST_DAEMON`, such as a release build for measurements.
+fn binary() -> String {
+    std::env::var("TIERD_TEST_DAEMON").unwrap_or_else(|_| env!("CARGO_BIN_EXE_tierd").to_owned())
 }

@@ -7,8 +7,8 @@ use crate::engine::state::ensure::Step;
 use crate::engine::state::flight::Flight;
 use crate::engine::state::{Fate, State};
 use crate::engine::view::{
-    EnsureProgress, FlightView, LeaseView, ModelFilter, ModelPage, ModelProgress, ModelView, Phase, SourceView, Tier,
-    TierView,
+    EnsureProgress, FlightView, LeaseView, ModelFilter, ModelPage, ModelProgress, ModelView, Phase, Priority,
+    SourceView, Tier, TierView,
 };
 use crate::fault::Fault;
 use crate::ids::{BlobId, EnsureId, FlightId, ModelKey, OriginName, canonical_folder};
@@ -240,6 +240,52 @@ impl State {
         let mut known = self.catalog.len();
         known += self.links.keys().filter(|model| self.catalog.get(model).is_none()).count();
         (live as u32, self.ensures.len() as u32, self.leases.len() as u32, known as u64)
+    }
+
+    /// Flights under way, with what happens to each.
+    pub fn phases(&self) -> impl Iterator<Item = (FlightId, Phase)> {
+        let live = self.flights.iter().filter(|(_, flight)| !flight.is_ending());
+        live.map(|(id, flight)| (*id, flight.phase()))
+    }
+
+    /// Flights that somebody waits for, and all others.
+    #[must_use]
+    pub fn flights_by_need(&self) -> (u32, u32) {
+        let live: Vec<&Flight> = self.flights.values().filter(|flight| !flight.is_ending()).collect();
+        let needed = live.iter().filter(|flight| flight.priority == Priority::Demand).count();
+        (needed as u32, (live.len() - needed) as u32)
+    }
+
+    /// Whether somebody needs the node now: a caller waits, or a worker has a prompt.
+    #[must_use]
+    pub fn is_needed(&self) -> bool {
+        let waits = |ensure: &super::ensure::Ensure| ensure.request.priority == Priority::Demand;
+        self.ensures.values().any(waits) || self.flights_by_need().0 > 0 || self.vram.ledger.is_working()
+    }
+
+    /// Every blob that is whole in VRAM.
+    #[must_use]
+    pub fn whole_in_vram(&self) -> std::collections::BTreeSet<BlobId> {
+        self.vram.ledger.whole()
+    }
+
+    /// The names of a stored blob.
+    #[must_use]
+    pub fn names_of(&self, blob: BlobId) -> Vec<ModelKey> {
+        self.blobs.get(&blob).map(|blob| blob.models.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Bytes that the disk holds over its budget.
+    #[must_use]
+    pub fn disk_over(&self) -> u64 {
+        self.disk.over()
+    }
+
+    /// Every model on the node, with its size and the fastest tier that has it.
+    #[must_use]
+    pub fn residence(&self) -> Vec<(ModelKey, u64, Tier)> {
+        let row = |model: &ModelKey| self.stored(model).map(|(_, bytes)| (model.clone(), bytes, self.tier_of(model)));
+        self.links.keys().filter_map(row).collect()
     }
 
     /// The stored blob under a name, if it is there.

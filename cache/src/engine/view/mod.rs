@@ -1,8 +1,10 @@
 //! What the engine tells about itself: plain values, no channels. The proto messages mirror these words.
-//! What happened, and why, is in `happened`.
+//! What happened, and why, is in `happened`; what changes and is not written down is in `changed`.
 
+mod changed;
 mod explained;
 mod happened;
+mod traced;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,8 +16,10 @@ use crate::fault::Fault;
 use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Sha256Digest};
 use crate::vram::WorkerView;
 
+pub use self::changed::{ActivityView, Change, Changed, Position, StateView, Told};
 pub use self::explained::{Decided, Decision, Explanation, TierStanding};
 pub use self::happened::{DemoteReason, EvictReason, Occurrence, What};
+pub use self::traced::{Span, Trace, Value};
 
 /// A tier. Smaller is faster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -377,6 +381,8 @@ pub struct NodeView {
     pub models_path: PathBuf,
     /// Workers that report what they have in VRAM.
     pub workers: Vec<WorkerView>,
+    /// Who needs the node.
+    pub activity: ActivityView,
 }
 
 /// A tier's budget.
