@@ -7,5 +7,6 @@ pub mod config;
 pub mod fleet;
 pub mod gpu;
 pub mod host;
+pub mod hostile;
 pub mod rpc;
 pub mod telemetry;
