@@ -158,8 +158,12 @@ mod tests {
         let crowd = [limits.admit(&late(1), now).expect("shared"), limits.admit(&late(2), now).expect("shared")];
         assert_eq!(limits.admit(&late(3), now).expect_err("shared"), Over::Requests(2));
         assert_eq!(limits.lock().clients.len(), CLIENTS_MAX);
+        let mut busy = busy.into_iter();
+        let (still, second) = (busy.next(), limits.admit(&Client::User(0), now));
         drop((busy, crowd));
         let _own = limits.admit(&late(3), now + 2 * IDLE).expect("an entry of its own again");
-        assert_eq!(limits.lock().clients.len(), 1);
+        assert_eq!(limits.lock().clients.len(), 2, "the idle are forgotten");
+        assert!(limits.admit(&Client::User(0), now + 2 * IDLE).is_err(), "who is busy is not");
+        drop((still, second));
     }
 }
