@@ -27,6 +27,7 @@ mod progress;
 mod push;
 mod ram;
 mod readiness;
+mod replay;
 mod report;
 mod scan;
 mod status;
@@ -111,6 +112,8 @@ enum Command {
     Workers,
     /// Show what happened, and why
     Events(events::EventsArgs),
+    /// Replay a trace of requests through the engine: what people would have waited
+    Replay(replay::ReplayArgs),
     /// Work with ComfyUI: its queues, its folders, its node pack
     Comfy(comfy::ComfyArgs),
     /// Ask the daemon whether it serves: for container health checks
@@ -134,7 +137,7 @@ impl Command {
     fn idle_options(&self) -> Vec<&'static str> {
         match self {
             Self::Serve | Self::Completions { .. } => [&REACH[..], &["json", "quiet"]].concat(),
-            Self::Push(_) | Self::CheckConfig(_) | Self::Demo(_) | Self::Fleet(_) => REACH.to_vec(),
+            Self::Push(_) | Self::CheckConfig(_) | Self::Demo(_) | Self::Fleet(_) | Self::Replay(_) => REACH.to_vec(),
             Self::Comfy(args) if !args.is_client() => REACH.to_vec(),
             Self::Ensure(args) if args.standalone => REACH.into_iter().filter(|name| *name != "timeout").collect(),
             Self::Resolve(workflow::ResolveArgs { offline: true, .. })
@@ -322,6 +325,7 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Report(args) => report::report(context, args).await,
         Command::Workers => workers::workers(context).await,
         Command::Events(args) => events::events(context, args).await,
+        Command::Replay(args) => replay::replay(context, &args),
         Command::Comfy(args) => comfy::comfy(context, args).await,
         Command::Health => status::health(context).await,
         Command::CheckConfig(args) => check_config::check_config(context, args),
@@ -395,6 +399,7 @@ mod tests {
             "tierd health --socket https://node:7443 --ca ca.pem",
             "tierd check-config --example",
             "tierd demo --size 300MiB --keep",
+            "tierd replay week.csv.gz --policy lru --ram 64GiB --disk 25% --queue 2 --json --decisions moves.csv",
             "tierd comfy status --prompts 3 --json",
             "tierd comfy paths --models /m --last",
             "tierd comfy install /c --link /p",
@@ -430,6 +435,8 @@ mod tests {
             "tierd resolve a.json --offline --socket x",
             "tierd pin vae/a --ram",
             "tierd promote",
+            "tierd replay",
+            "tierd replay week.csv --policy mru",
             "tierd comfy",
             "tierd comfy install",
             "tierd comfy install /c --link /p --uninstall",

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tierd_cache::config::{
-    BUDGET_BYTES_MIN, DirectIo, EngineConfig, FetchConfig, LimitsConfig, OriginConfig, OriginKind, RamConfig,
-    StoreConfig, VramConfig,
+    BUDGET_BYTES_MIN, DirectIo, EngineConfig, FetchConfig, LimitsConfig, OriginConfig, OriginKind, PlanConfig,
+    RamConfig, StoreConfig, VramConfig,
 };
+use tierd_cache::plan::PolicyKind;
 use tierd_cache::units::Share;
 
 use crate::comfy::bridge::{SERVERS_MAX, ServerConfig};
@@ -35,6 +36,7 @@ pub(super) fn build(raw: &Raw, reader: &mut Reader<'_>) -> Config {
     let engine = EngineConfig {
         store,
         ram: ram(raw, reader),
+        plan: plan(raw),
         vram: vram(raw, reader),
         origins: found,
         fetch: fetch(raw, reader),
@@ -92,6 +94,12 @@ fn store(raw: &Raw, reader: &mut Reader<'_>) -> StoreConfig {
         }
     }
     store
+}
+
+fn plan(raw: &Raw) -> PlanConfig {
+    let named = words(raw.tables.get(&Section::Store), "policy");
+    let policy = named.and_then(|name| PolicyKind::from_name(&name)).unwrap_or_default();
+    PlanConfig { policy, ..PlanConfig::default() }
 }
 
 fn ram(raw: &Raw, reader: &mut Reader<'_>) -> RamConfig {

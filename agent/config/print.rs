@@ -22,6 +22,7 @@ impl fmt::Display for Config {
         put(f, "direct_io", if store.direct_io == DirectIo::Auto { &"auto" } else { &"off" })?;
         put(f, "file_mode", &format!("{:04o}", store.file_mode))?;
         put(f, "dir_mode", &format!("{:04o}", store.dir_mode))?;
+        put(f, "policy", &self.engine.plan.policy.name())?;
         let ram = &self.engine.ram;
         writeln!(f, "\n[ram]")?;
         put(f, "budget", &exact_share(ram.budget))?;

@@ -241,8 +241,7 @@ impl Catalog {
         self.entries.get(model)
     }
 
-    /// A catalog of given entries.
-    #[cfg(test)]
+    /// A catalog of given entries: made up, for a replay or a test.
     pub(crate) fn from_entries(entries: impl IntoIterator<Item = (ModelKey, Entry)>) -> Self {
         Self { entries: entries.into_iter().collect(), names: OnceLock::new() }
     }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::ids::OriginName;
+use crate::plan::{Costs, PolicyKind};
 use crate::units::{GIB, MIB, Share};
 
 /// Everything that the engine is told at its start.
@@ -16,6 +17,8 @@ pub struct EngineConfig {
     pub store: StoreConfig,
     /// L2.
     pub ram: RamConfig,
+    /// What stays and what goes.
+    pub plan: PlanConfig,
     /// L1.
     pub vram: VramConfig,
     /// L4, in order of preference.
@@ -67,6 +70,15 @@ impl Default for RamConfig {
     fn default() -> Self {
         Self { budget: Share::Percent(50.0), reserve: None }
     }
+}
+
+/// What stays in RAM and on the disk, and what goes when there is too little room.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct PlanConfig {
+    /// By what it is decided. Default `value`: it makes people wait least, see docs/policy.md.
+    pub policy: PolicyKind,
+    /// What bytes cost on this node, for policies that weigh.
+    pub costs: Costs,
 }
 
 /// L1: how long workers are believed, and when advice is given.

@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod origin;
 pub mod piece;
 pub mod plan;
+pub mod replay;
 pub mod resident;
 pub mod safetensors;
 pub mod store;

@@ -8,7 +8,7 @@ use super::{DAY, Kind, MIB, SECOND, Spec, option};
 const LIST_MAX: u64 = 1_000_000;
 
 /// The options.
-pub(super) const OPTIONS: [Spec; 23] = [
+pub(super) const OPTIONS: [Spec; 24] = [
     option(
         Store,
         "path",
@@ -68,6 +68,14 @@ pub(super) const OPTIONS: [Spec; 23] = [
         "Permissions of blobs and models. Readable by ComfyUI's user through the group, by no one else.",
     ),
     option(Store, "dir_mode", Kind::Mode, Is("\"0750\""), "\"0755\"", "Permissions of folders, for the same reason."),
+    option(
+        Store,
+        "policy",
+        Kind::Choice(&["value", "lru", "fifo", "s3fifo"]),
+        Is("\"value\""),
+        "\"lru\"",
+        "What leaves the disk and RAM when there is too little room. `value` keeps what saves the most seconds of waiting a byte: by use, size and what a fetch costs. `lru`, `fifo` and `s3fifo` are simpler, and people wait longer: docs/policy.md has figures.",
+    ),
     option(
         Ram,
         "budget",

@@ -89,6 +89,15 @@ impl Engine {
             Effect::Land(flight) => self.land(flight),
             Effect::Lock { blob, bytes } => self.lock(blob, bytes),
             Effect::Unlock(blob) => self.unlock(blob),
+            // The state was told that this executor cannot: should it ask nevertheless, the blob stays where it is.
+            Effect::Shed(blob) => {
+                let result = Err(Fault::Store { detail: "the disk has every blob that RAM holds".to_owned() });
+                self.on_disk(move |_, _| Done::Event(Event::Shed { blob, result }));
+            }
+            Effect::Sink(blob) => {
+                let result = Err(Fault::Store { detail: "the disk has every blob that RAM holds".to_owned() });
+                self.on_disk(move |_, _| Done::Event(Event::Sunk { blob, result }));
+            }
             Effect::NoteResident(blobs) => self.note_resident(&blobs),
             Effect::NoteUse(blobs) => self.scribe.note(Note::Uses(blobs, self.clock.wall())),
             Effect::PutLease(lease) => self.scribe.note(Note::PutLease(lease)),

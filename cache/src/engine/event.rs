@@ -152,6 +152,22 @@ pub enum Event {
     },
     /// A blob's pages are given back.
     Unlocked(BlobId),
+    /// The disk gave up its copy of what RAM holds; or not.
+    Shed {
+        /// The blob.
+        blob: BlobId,
+        /// How that went.
+        result: Result<(), Fault>,
+    },
+    /// A blob that only RAM held, or that was passing by, is on the disk; or not.
+    Sunk {
+        /// The blob.
+        blob: BlobId,
+        /// How that went.
+        result: Result<(), Fault>,
+    },
+    /// Models that are known to be wanted soon, the next first, for the policy to weigh: it starts nothing. The whole truth, each time.
+    Foresee(Vec<ModelKey>),
     /// Bytes that RAM may hold now, as the node's limits and its free memory have it.
     RamLimit(u64),
     /// The node runs short of memory: this many bytes must be given back at once. Nothing new is promoted until
@@ -364,6 +380,11 @@ pub enum Effect {
     },
     /// Give a blob's pages back, or stop to read them; answer with [`Event::Unlocked`].
     Unlock(BlobId),
+    /// Take a blob off the disk that RAM holds and keeps; answer with [`Event::Shed`]. Asked only of an executor that can hold a blob in
+    /// RAM alone.
+    Shed(BlobId),
+    /// Write a blob to the disk that is only in RAM or passing by; answer with [`Event::Sunk`]. Likewise.
+    Sink(BlobId),
     /// The set of blobs that is to be in RAM after a restart, in the order in which it is worth it.
     NoteResident(Vec<BlobId>),
     /// Note that blobs were used now.

@@ -29,7 +29,7 @@ use crate::engine::movers::Movers;
 use crate::engine::pace::Pace;
 use crate::engine::scribe::{NOTES_MAX, Scribe};
 use crate::engine::sources::{Located, Sources};
-use crate::engine::state::{State, StateConfig};
+use crate::engine::state::{Executor, State, StateConfig};
 use crate::engine::view::{EvictReport, OriginState, What};
 use crate::fault::Fault;
 use crate::heap;
@@ -38,7 +38,6 @@ use crate::manifest::Manifest;
 use crate::metrics;
 use crate::origin::Origin;
 use crate::piece::Cv;
-use crate::plan::lru::Lru;
 use crate::store::{BlockPool, Partial, Store};
 
 /// Reports that may wait for the loop. Each worker has one at a time, so this is never reached; it is a bound.
@@ -174,8 +173,10 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         models: config.store.models.clone(),
         vram: config.vram,
         seed: clock.wall().0,
+        executor: Executor::default(),
     };
-    let state = State::new(state_config, &inventory, Box::new(Lru::default()), clock.now(), clock.wall());
+    let policy = config.plan.policy.build(config.plan.costs);
+    let state = State::new(state_config, &inventory, policy, clock.now(), clock.wall());
     let movers =
         Movers::start().map_err(|error| Fault::Store { detail: format!("no threads for moving bytes: {error}") })?;
     let (commands, inbox) = mpsc::channel(COMMANDS_MAX);

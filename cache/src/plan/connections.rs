@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::clock::Tick;
 
 /// Connections to begin with: what most single-host origins and links fill with, or show per-connection limits by.
-const START: u32 = 16;
+pub const START: u32 = 16;
 /// One measurement. Shorter ones are noise on a shared machine, longer ones find the number too late for a 1 GiB file.
 const WINDOW: Duration = Duration::from_millis(100);
 /// Windows that are not believed after a change: new connections are still opening and growing.
@@ -38,9 +38,15 @@ impl Connections {
     /// Starts with a cautious number, at most `max`.
     #[must_use]
     pub fn new(max: u32) -> Self {
+        Self::starting_at(START, max)
+    }
+
+    /// Starts with a number of the caller's, at most `max`.
+    #[must_use]
+    pub fn starting_at(start: u32, max: u32) -> Self {
         Self {
             max: max.max(1),
-            allowed: START.min(max.max(1)),
+            allowed: start.clamp(1, max.max(1)),
             before: None,
             unsettled: SETTLE,
             window_start: Tick::default(),

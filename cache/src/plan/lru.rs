@@ -37,18 +37,7 @@ impl EvictionPolicy for Lru {
     }
 
     fn victims(&self, bytes: u64, evictable: &dyn Fn(BlobId) -> Option<u64>, _now: Tick) -> Vec<BlobId> {
-        let mut chosen = Vec::new();
-        let mut sum = 0;
-        for (blob, ()) in self.order.iter().rev() {
-            if sum >= bytes {
-                break;
-            }
-            if let Some(size) = evictable(*blob) {
-                sum += size;
-                chosen.push(*blob);
-            }
-        }
-        chosen
+        super::lists::first(self.order.iter().rev().map(|(blob, ())| *blob), bytes, evictable)
     }
 }
 

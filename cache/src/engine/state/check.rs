@@ -13,7 +13,7 @@ impl State {
                 wrong.push(what());
             }
         };
-        let blobs: u64 = self.blobs.values().map(|blob| blob.bytes).sum();
+        let blobs: u64 = self.blobs.values().filter(|blob| blob.on_disk).map(|blob| blob.bytes).sum();
         let partials: u64 = self.partials.values().map(|(bytes, _)| bytes).sum();
         let held = blobs + partials + self.discarding.values().sum::<u64>();
         claim(self.disk.used() == held, &|| format!("{} bytes used, {held} found", self.disk.used()));
@@ -27,7 +27,8 @@ impl State {
             let linked = blob.models.iter().all(|model| self.links.get(model).is_some_and(|link| link.blob == *id));
             claim(linked, &|| format!("{id} claims a name that is not its own"));
             let wants = self.ensures.values().flat_map(|ensure| &ensure.wants).filter(|want| want.hold == Some(*id));
-            let holds = wants.count() as u32;
+            let reading = self.passing.readers.values().flatten().filter(|blob| *blob == id);
+            let holds = (wants.count() + reading.count()) as u32;
             claim(blob.holds == holds, &|| format!("{id} has {} holds, {holds} wants hold it", blob.holds));
             let served = blob.fate == Fate::Removing && blob.holds > 0;
             claim(!served, &|| format!("{id} is removed under {} callers", blob.holds));
@@ -53,8 +54,11 @@ impl State {
             format!("{over} bytes over the RAM limit, {leaving} leave, {rest} stay")
         });
         for (id, held) in &self.memory.held {
-            let stored = self.blobs.get(id).is_some_and(|blob| matches!(blob.fate, Fate::Kept | Fate::Scrubbing));
-            claim(stored || held.stage == Stage::Unlocking, &|| format!("{id} is in RAM and not on the disk"));
+            let gone = |fate| matches!(fate, Fate::Removing | Fate::Withdrawing);
+            let stored = self.blobs.get(id).is_some_and(|blob| !gone(blob.fate));
+            claim(stored || held.stage == Stage::Unlocking, &|| format!("{id} is in RAM and leaves the node"));
+            let known = self.blobs.get(id).is_none_or(|blob| blob.on_disk || self.config.executor.apart);
+            claim(known, &|| format!("RAM alone holds {id}"));
         }
         for lane in &self.lanes {
             let running = self.requests.values().filter(|request| request.source.origin == lane.origin).count() as u32;

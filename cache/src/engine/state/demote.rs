@@ -115,7 +115,7 @@ impl State {
                 let fits = !chosen.contains(&blob) && (!copied || self.vram.ledger.is_copied(blob));
                 evictable(blob, hold).filter(|_| fits)
             };
-            let more = self.memory.policy.victims(short, &is_next, now);
+            let more = self.plan.victims(Tier::Ram, short, &is_next, now);
             victims.extend(more);
         }
         victims

@@ -6,7 +6,9 @@ use crate::clock::Tick;
 use crate::engine::event::{Effect, Found};
 use crate::engine::state::memory::Memory;
 use crate::engine::state::{Fate, State};
-use crate::engine::view::{EnsureFailed, EnsurePlan, EnsureReady, EnsureRequest, PlannedModel, ReadyModel, Tier};
+use crate::engine::view::{
+    EnsureFailed, EnsurePlan, EnsureReady, EnsureRequest, PlannedModel, Priority, ReadyModel, Tier,
+};
 use crate::fault::Fault;
 use crate::ids::{BlobId, EnsureId, FlightId, ModelKey};
 
@@ -29,6 +31,8 @@ pub(crate) struct Want {
     pub(crate) step: Step,
     /// The blob that this want keeps from being evicted.
     pub(crate) hold: Option<BlobId>,
+    /// Whether the policy was told of it.
+    pub(crate) counted: bool,
 }
 
 /// How far a want is.
@@ -75,6 +79,9 @@ impl State {
         for model in models {
             wants.push(self.want(model));
         }
+        if request.priority == Priority::Demand {
+            self.count(&mut wants, now);
+        }
         self.ensures.insert(id, Ensure { request, started: now, wants, admitted: false, bytes_fetched: 0 });
     }
 
@@ -105,7 +112,7 @@ impl State {
             Some(blob) => {
                 let names = self.blobs[&blob].models.iter().cloned().collect();
                 let step = match self.blobs[&blob].fate {
-                    Fate::Kept => {
+                    Fate::Kept | Fate::Shedding | Fate::Sinking => {
                         self.out.push(Effect::Inspect { blob, models: names });
                         Step::Inspecting(blob)
                     }
@@ -126,7 +133,7 @@ impl State {
         if let Some(blob) = hold {
             self.hold(blob);
         }
-        Want { model, from, step, hold }
+        Want { model, from, step, hold, counted: false }
     }
 
     fn is_locating(&self, model: &ModelKey) -> bool {
@@ -156,7 +163,10 @@ impl State {
 
     pub(super) fn inspected(&mut self, blob: BlobId, found: Found, now: Tick) {
         let waiting = Step::Inspecting(blob);
+        // What the disk does not have cannot have been touched there.
+        let elsewhere = self.blobs.get(&blob).is_some_and(|stored| !stored.on_disk);
         match found {
+            Found::Changed(_) if elsewhere => self.whole(blob, &waiting, now),
             Found::Intact => self.whole(blob, &waiting, now),
             Found::Changed(detail) => {
                 self.each_want(|want| want.step == waiting, &Step::Scrubbing(blob));
@@ -193,6 +203,9 @@ impl State {
             self.out.push(Effect::Link(link));
         }
         self.touch(blob, now);
+        if !self.is_placed_later(blob) {
+            self.place(blob, false, now);
+        }
     }
 
     /// A wanted model is on the disk under its name: each of its callers is told so, or waits for RAM.
@@ -289,6 +302,7 @@ impl State {
     fn start_missing(&mut self, id: EnsureId, now: Tick) -> BTreeSet<ModelKey> {
         let ensure = &self.ensures[&id];
         let priority = ensure.request.priority;
+        let guess = priority == Priority::Prefetch;
         let mut missing: Vec<(usize, ModelKey)> = Vec::new();
         for (row, want) in ensure.wants.iter().enumerate() {
             if want.step == Step::Missing {
@@ -298,7 +312,8 @@ impl State {
         missing.sort_by_key(|(_, model)| std::cmp::Reverse(self.catalog.get(model).map_or(0, |entry| entry.bytes)));
         let mut joined = BTreeSet::new();
         for (row, model) in missing {
-            let step = match self.fly(&model, priority, now) {
+            let worth = if guess { self.worth_a_guess(&model, now) } else { Ok(()) };
+            let step = match worth.and_then(|()| self.fly(&model, priority, now)) {
                 Ok((flight, was_there)) => {
                     if let Some(flight) = self.flights.get_mut(&flight) {
                         flight.ahead = false;
@@ -382,6 +397,10 @@ impl State {
                     Effect::TellReady(id, EnsureReady { elapsed, bytes_fetched, models: ready })
                 }
             };
+            let waited = self.ensures[&id].request.priority == Priority::Demand;
+            if self.config.executor.readers_hold && waited && matches!(effect, Effect::TellReady(..)) {
+                self.reader_stays(id);
+            }
             self.drop_ensure(id);
             self.out.push(effect);
         }
@@ -401,6 +420,7 @@ impl State {
 
     /// A caller goes. What it wanted goes on, unless it asked otherwise and nobody else wants it.
     pub(super) fn leave(&mut self, id: EnsureId, now: Tick) {
+        self.reader_leaves(id, now);
         let Some(ensure) = self.ensures.get(&id) else { return };
         let cancel = ensure.request.cancel_on_drop;
         let flights: BTreeSet<FlightId> = ensure

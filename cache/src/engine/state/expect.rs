@@ -9,7 +9,7 @@ use crate::engine::event::{Ahead, Effect};
 use crate::engine::state::flight::{Flight, Keep, Stage};
 use crate::engine::state::memory::Stage as RamStage;
 use crate::engine::state::{Fate, State};
-use crate::engine::view::{DemoteReason, Priority};
+use crate::engine::view::{DemoteReason, Priority, Tier};
 use crate::fault::Fault;
 use crate::ids::{BlobId, FlightId, ModelKey};
 use crate::plan::expected::{Future, Rank, Want};
@@ -44,6 +44,8 @@ impl State {
         let had_ram: BTreeSet<ModelKey> =
             self.expected.nearest().into_iter().filter(|row| row.1.ram).map(|row| row.0).collect();
         let gone = self.expected.replace(source, wants, now);
+        let nearest: Vec<ModelKey> = self.expected.nearest().into_iter().map(|(model, _)| model).collect();
+        self.foresee(&nearest, now);
         for (id, urgency) in before {
             let Some(flight) = self.flights.get(&id).filter(|flight| flight.ahead) else { continue };
             if urgency == Urgency::Guess && self.turn(flight).0 < urgency {
@@ -105,7 +107,8 @@ impl State {
                 // What comes later must not take the room that this one waits for.
                 break;
             }
-            match self.fly(&model, Priority::Prefetch, now) {
+            let worth = self.worth_a_guess(&model, now);
+            match worth.and_then(|()| self.fly(&model, Priority::Prefetch, now)) {
                 Ok((_, true)) => {}
                 Ok((id, false)) => {
                     running += 1;
@@ -275,12 +278,12 @@ impl State {
             // A lease is somebody's word; an expectation is not.
             (free && !leased.contains(&blob)).then_some(held.bytes)
         };
-        let victims = self.memory.policy.victims(bytes, &evictable, now);
+        let victims = self.plan.victims(Tier::Ram, bytes, &evictable, now);
         let found: u64 = victims.iter().filter_map(|blob| evictable(*blob)).sum();
         if found < bytes {
             return;
         }
-        let reason = DemoteReason::Room { wanted_by: model.clone(), policy: self.memory.policy.name().to_owned() };
+        let reason = DemoteReason::Room { wanted_by: model.clone(), policy: self.plan.name().to_owned() };
         for blob in victims {
             self.start_unlock(blob, reason.clone());
         }

@@ -61,6 +61,8 @@ pub(crate) struct Flight {
     pub(crate) last_origin: Option<OriginName>,
     /// Bytes of RAM that are promised to it: its pages are kept as they land.
     pub(crate) landing: u64,
+    /// Whether its bytes go past the disk: no room is reserved for it.
+    pub(crate) passes: bool,
     /// Whether it was started because its model is expected, and nobody has asked for it since.
     pub(crate) ahead: bool,
     /// Whether a request for it was ever sent.
@@ -190,7 +192,7 @@ impl State {
         }
         let id = FlightId(self.next_flight);
         self.next_flight += 1;
-        let layout = Layout::new(bytes);
+        let layout = self.layout(bytes);
         let flight = Flight {
             name,
             layout,
@@ -220,11 +222,16 @@ impl State {
             bytes_fetched: 0,
             last_origin: None,
             landing: 0,
+            passes: false,
             ahead: false,
             begun: false,
         };
         self.flights.insert(id, flight);
         Ok((id, false))
+    }
+
+    pub(super) fn layout(&self, bytes: u64) -> Layout {
+        Layout::with_pieces_of(bytes, self.config.executor.piece_bytes)
     }
 
     /// Lets flights take their next step on the disk, a few at a time, demand first.
@@ -385,6 +392,10 @@ impl State {
 
     /// A flight's blob is on the disk under its names.
     fn land(&mut self, id: FlightId, blob: Option<BlobId>, commit: Commit, now: Tick) {
+        if self.passes(id) {
+            // If it finds no place after all, to fetch it again at once would end the same way.
+            self.put_off(id, now);
+        }
         let Some(mut flight) = self.flights.remove(&id) else { return };
         let cvs: Vec<Cv> = flight.cvs.iter().flatten().copied().collect();
         let blob = blob.unwrap_or_else(|| piece::root(flight.layout, &cvs));
@@ -394,8 +405,13 @@ impl State {
         if self.blobs.contains_key(&blob) {
             self.disk.unreserve(flight.reserved);
         } else {
-            self.disk.settle(flight.reserved);
-            self.insert_blob(blob, bytes, commit.trust, commit.sha256.or(flight.sha256), now);
+            let sha256 = commit.sha256.or(flight.sha256);
+            if flight.passes {
+                self.insert_passing(blob, bytes, commit.trust, sha256, now);
+            } else {
+                self.disk.settle(flight.reserved);
+                self.insert_blob(blob, bytes, commit.trust, sha256, now);
+            }
         }
         for (model, source) in &flight.models {
             self.name(StoredLink { model: model.clone(), blob, source: source.clone() }, now);
@@ -415,11 +431,15 @@ impl State {
                 want.step = arrived(&self.memory, ensure.request.target, blob);
                 want.hold = Some(blob);
                 held += 1;
+                if ensure.request.priority == Priority::Demand && !std::mem::replace(&mut want.counted, true) {
+                    self.plan.asked(blob, bytes, now);
+                }
             }
         }
         if let Some(blob) = self.blobs.get_mut(&blob) {
             blob.holds += held;
         }
+        self.place(blob, true, now);
         // What was promised a line above is still there: its pages are locked before anybody else asks.
         self.memory.landed = landed.then_some(blob);
         self.fill_memory(now);

@@ -13,7 +13,6 @@ use crate::engine::state::{Fate, State};
 use crate::engine::view::{DemoteReason, LeaseView, MoveReport, RamHold, Tier, What};
 use crate::fault::Fault;
 use crate::ids::{BlobId, FlightId, ModelKey};
-use crate::plan::EvictionPolicy;
 
 /// The RAM tier's books.
 #[derive(Debug)]
@@ -32,7 +31,6 @@ pub(crate) struct Memory {
     pub(super) landed: Option<BlobId>,
     /// Nothing new is promoted while the node is short of memory.
     pub(crate) paused: bool,
-    pub(super) policy: Box<dyn EvictionPolicy>,
     /// Blobs that were locked because a prompt was expected to read them, and that nobody asked for.
     pub(super) placed: BTreeSet<BlobId>,
     /// Whether the set that a restart locks again is another one since it was last written down, and which that was.
@@ -63,7 +61,7 @@ pub(crate) enum Stage {
 
 impl Memory {
     /// An empty tier that may hold nothing until the node's limits are known.
-    pub(crate) fn new(policy: Box<dyn EvictionPolicy>) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             budget: Budget::new(0),
             held: BTreeMap::new(),
@@ -73,7 +71,6 @@ impl Memory {
             growth: 0,
             landed: None,
             paused: false,
-            policy,
             placed: BTreeSet::new(),
             changed: false,
             noted: Vec::new(),
@@ -131,7 +128,7 @@ impl State {
         if !self.memory.held.contains_key(&blob) && !self.memory.queue.contains(&blob) {
             self.memory.queue.push_back(blob);
         }
-        self.memory.policy.used(blob, now);
+        self.plan.used(Tier::Ram, blob, now);
     }
 
     /// Demotes models: their pages are given back, they stay on the disk. Held ones stay and are reported.
@@ -232,7 +229,7 @@ impl State {
         }
         // They were taken up the last used first; the policy must remember the opposite.
         for blob in std::mem::take(&mut self.memory.relocking).into_iter().rev() {
-            self.memory.policy.used(blob, now);
+            self.plan.used(Tier::Ram, blob, now);
         }
         self.place_expected(now);
         self.regrow(now);
@@ -265,7 +262,8 @@ impl State {
 
     /// Starts to lock one blob. False if it must wait for pages on their way out, or for memory.
     pub(super) fn lock(&mut self, blob: BlobId, demanded: bool, now: Tick) -> bool {
-        let Some(stored) = self.blobs.get(&blob).filter(|stored| stored.fate == Fate::Kept) else { return true };
+        let stays = |stored: &&super::Blob| matches!(stored.fate, Fate::Kept | Fate::Shedding);
+        let Some(stored) = self.blobs.get(&blob).filter(stays) else { return true };
         let bytes = stored.bytes;
         let wanted_by = stored.models.first().cloned();
         match self.memory.held.get(&blob).map(|held| held.stage) {
@@ -276,15 +274,15 @@ impl State {
         if self.memory.budget.reserve(bytes) {
             let beside = (self.memory.landed != Some(blob)).then(|| bytes + self.memory.locking());
             self.memory.held.insert(blob, Held { bytes, stage: Stage::Locking, since: now, beside });
-            self.memory.policy.inserted(blob, bytes, now);
+            self.plan.inserted(Tier::Ram, blob, bytes, now);
             self.out.push(Effect::Lock { blob, bytes });
             self.memory.changed = true;
             return true;
         }
         let short = (bytes + self.memory.budget.over()).saturating_sub(self.memory.budget.free());
-        let leaving = self.memory.leaving();
+        let leaving = self.memory.leaving() + self.leaving_ram();
         if short > leaving {
-            let policy = self.memory.policy.name().to_owned();
+            let policy = self.plan.name().to_owned();
             let reason = wanted_by
                 .map_or(DemoteReason::Shrunk { over: short }, |wanted_by| DemoteReason::Room { wanted_by, policy });
             let found = self.demote_coldest(short - leaving, &reason, now);
@@ -313,7 +311,7 @@ impl State {
         }
         if !self.memory.budget.reserve(bytes) {
             let short = (bytes + self.memory.budget.over()).saturating_sub(self.memory.budget.free());
-            let policy = self.memory.policy.name().to_owned();
+            let policy = self.plan.name().to_owned();
             if let Some(wanted_by) = wanted_by.filter(|_| bytes <= self.memory.budget.limit()) {
                 let leaving = self.memory.leaving();
                 self.demote_coldest(short.saturating_sub(leaving), &DemoteReason::Room { wanted_by, policy }, now);
@@ -346,7 +344,7 @@ impl State {
         }
         held.stage = Stage::Unlocking;
         let bytes = held.bytes;
-        self.memory.policy.removed(blob);
+        self.plan.removed(Tier::Ram, blob);
         self.out.push(Effect::Unlock(blob));
         let models = self.blobs.get(&blob).map(|stored| stored.models.iter().cloned().collect()).unwrap_or_default();
         self.out.push(Effect::Record(What::Demoted { models, blob, bytes, reason }));
@@ -374,8 +372,9 @@ impl State {
             Err(fault) => {
                 let bytes = held.bytes;
                 self.memory.held.remove(&blob);
-                self.memory.policy.removed(blob);
+                self.plan.removed(Tier::Ram, blob);
                 self.memory.budget.unreserve(bytes);
+                self.passing.check(blob);
                 self.each_want(|want| want.step == Step::Locking(blob), &Step::Failed(fault));
                 self.drop_holds(blob);
                 self.memory.changed = true;
@@ -387,6 +386,7 @@ impl State {
         if let Some(held) = self.memory.held.remove(&blob) {
             debug_assert_eq!(held.stage, Stage::Unlocking, "only what was told to go is gone");
             self.memory.budget.give_back(held.bytes);
+            self.passing.check(blob);
         }
     }
 
@@ -434,7 +434,7 @@ impl State {
     /// A blob in RAM was used.
     pub(super) fn touch_memory(&mut self, blob: BlobId, now: Tick) {
         if self.memory.held.contains_key(&blob) {
-            self.memory.policy.used(blob, now);
+            self.plan.used(Tier::Ram, blob, now);
         }
     }
 }

@@ -10,6 +10,8 @@
 //! | `room` | the disk budget: admission, reservation, eviction |
 //! | `memory` | the RAM tier: what is held in RAM, what goes first |
 //! | `demote` | what leaves RAM first, and what may not |
+//! | `place` | where what was just read stays, and what goes for it |
+//! | `passing` | blobs that RAM alone holds, or nobody: for executors that can do that |
 //! | `order` | in which order a set is locked in RAM |
 //! | `patrol` | which stored blob is read again while nothing else happens |
 //! | `stored` | what is on the disk: names, leases, damage |
@@ -29,7 +31,9 @@ mod look;
 mod memory;
 mod order;
 mod outlook;
+mod passing;
 mod patrol;
+mod place;
 mod restart;
 mod room;
 mod stored;
@@ -49,10 +53,10 @@ use crate::config::{FetchConfig, LimitsConfig, VramConfig};
 use crate::engine::event::{Effect, Event, RequestId};
 use crate::engine::view::{LeaseView, Trust};
 use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Sha256Digest};
-use crate::plan::EvictionPolicy;
-use crate::plan::connections::Connections;
+use crate::piece::PIECE_BYTES;
+use crate::plan::Policy;
+use crate::plan::connections::{self, Connections};
 use crate::plan::expected::Expected;
-use crate::plan::lru::Lru;
 use crate::plan::rates::Rates;
 use crate::store::{Inventory, PartialName, StoredLink};
 use crate::units::Share;
@@ -86,6 +90,37 @@ pub struct StateConfig {
     pub vram: VramConfig,
     /// Seed of the back-off's jitter.
     pub seed: u64,
+    /// What the executor of the effects can do.
+    pub executor: Executor,
+}
+
+/// What the executor of the effects can do beyond whole files on the disk. The daemon's can do none of it; a replay says what it
+/// assumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Executor {
+    /// RAM and disk hold bytes of their own: RAM can hold a blob that the disk does not, and bytes can go past the disk to whoever
+    /// reads them, so that what is not kept needs no room there.
+    pub apart: bool,
+    /// Whatever is read is placed: it goes to RAM, or stays out, as the policy says. Without it RAM holds what is asked for there.
+    pub places: bool,
+    /// Whoever asked for models reads them after they are ready, and says so with [`Event::Leave`]: they are held until then.
+    pub readers_hold: bool,
+    /// Bytes of a piece.
+    pub piece_bytes: u64,
+    /// Connections that each origin starts with.
+    pub connections_start: u32,
+}
+
+impl Default for Executor {
+    fn default() -> Self {
+        Self {
+            apart: false,
+            places: false,
+            readers_hold: false,
+            piece_bytes: PIECE_BYTES,
+            connections_start: connections::START,
+        }
+    }
 }
 
 /// A blob on the disk, whole.
@@ -96,6 +131,8 @@ pub(crate) struct Blob {
     pub(crate) sha256: Option<Sha256Digest>,
     pub(crate) last_used: Wall,
     pub(crate) models: BTreeSet<ModelKey>,
+    /// Whether the disk holds it. If not, RAM alone does, or it is passing by.
+    pub(crate) on_disk: bool,
     /// Callers and scrubs that need it to stay.
     pub(crate) holds: u32,
     pub(crate) fate: Fate,
@@ -114,6 +151,10 @@ pub(crate) enum Fate {
     Withdrawing,
     /// It is being deleted.
     Removing,
+    /// The disk gives up its copy; RAM keeps it.
+    Shedding,
+    /// It is being written to the disk, which does not have it.
+    Sinking,
 }
 
 /// A lane: one origin as the scheduler sees it.
@@ -152,8 +193,9 @@ pub struct State {
     leases: BTreeMap<LeaseId, Lease>,
     lanes: Vec<Lane>,
     requests: BTreeMap<RequestId, dispatch::Request>,
-    policy: Box<dyn EvictionPolicy>,
+    plan: Box<dyn Policy>,
     memory: Memory,
+    passing: passing::Passing,
     /// How long things take on this node. Shared with snapshots, copied when it changes under one.
     rates: Arc<Rates>,
     vram: Vram,
@@ -190,19 +232,16 @@ pub(crate) struct Lease {
 impl State {
     /// Takes over what the store found.
     #[must_use]
-    pub fn new(
-        config: StateConfig,
-        inventory: &Inventory,
-        policy: Box<dyn EvictionPolicy>,
-        now: Tick,
-        wall: Wall,
-    ) -> Self {
+    pub fn new(config: StateConfig, inventory: &Inventory, plan: Box<dyn Policy>, now: Tick, wall: Wall) -> Self {
         let lanes = config
             .origins
             .iter()
             .map(|(origin, max)| Lane {
                 origin: origin.clone(),
-                connections: Connections::new((*max).min(config.fetch.connections_max)),
+                connections: Connections::starting_at(
+                    config.executor.connections_start,
+                    (*max).min(config.fetch.connections_max),
+                ),
                 running: 0,
                 paused_until: Tick::default(),
                 ignores_ranges: false,
@@ -226,8 +265,9 @@ impl State {
             leases: BTreeMap::new(),
             lanes,
             requests: BTreeMap::new(),
-            policy,
-            memory: Memory::new(Box::new(Lru::default())),
+            plan,
+            memory: Memory::new(),
+            passing: passing::Passing::default(),
             rates: Arc::default(),
             vram: Vram::new(vram),
             expected: Expected::default(),
@@ -278,6 +318,9 @@ impl State {
             Event::Sample { origin, bytes } => self.sample(&origin, bytes, now),
             Event::Locked { blob, result } => self.locked(blob, result, now),
             Event::Unlocked(blob) => self.unlocked(blob),
+            Event::Shed { blob, result } => self.shed_done(blob, result),
+            Event::Sunk { blob, result } => self.sunk(blob, result, now),
+            Event::Foresee(models) => self.foresee(&models, now),
             Event::RamLimit(bytes) => self.ram_limit(bytes),
             Event::Pressure { release, source } => self.pressure(release, source, now),
             Event::PressureOver { growth } => self.pressure_over(growth),

@@ -27,7 +27,11 @@ impl State {
         if self.next_patrol().is_none_or(|due| due > now) {
             return;
         }
-        let due = self.blobs.iter().filter(|(_, blob)| blob.fate == Fate::Kept).min_by_key(|(_, blob)| blob.patrol_due);
+        let due = self
+            .blobs
+            .iter()
+            .filter(|(_, blob)| blob.fate == Fate::Kept && blob.on_disk)
+            .min_by_key(|(_, blob)| blob.patrol_due);
         let Some(blob) = due.map(|(blob, _)| *blob) else { return };
         self.patrolled = Some(blob);
         self.out.push(Effect::Patrol(blob));
@@ -39,7 +43,7 @@ impl State {
         if busy || self.config.scrub_interval.is_none() {
             return None;
         }
-        let kept = self.blobs.values().filter(|blob| blob.fate == Fate::Kept);
+        let kept = self.blobs.values().filter(|blob| blob.fate == Fate::Kept && blob.on_disk);
         kept.map(|blob| blob.patrol_due).min().map(|due| due.max(self.idle_since.after(IDLE)))
     }
 }

@@ -55,7 +55,7 @@ impl State {
                 flight.digest = found.blake3;
                 flight.vouched = false;
                 flight.sha256 = found.sha256;
-                flight.layout = Layout::new(found.source.bytes);
+                flight.layout = Layout::with_pieces_of(found.source.bytes, self.config.executor.piece_bytes);
                 flight.cvs = vec![None; flight.layout.pieces() as usize];
                 flight.forget_pieces();
                 flight.excluded.clear();
@@ -106,6 +106,7 @@ impl State {
         let name = flight.digest.map_or_else(|| PartialName::of_source(first), PartialName::of_blob);
         let before = std::mem::replace(&mut flight.name, name);
         let bytes = std::mem::take(&mut flight.reserved);
+        flight.passes = false;
         let landing = std::mem::take(&mut flight.landing);
         flight.forget_pieces();
         flight.suspect = None;

@@ -6,7 +6,7 @@ use crate::clock::Tick;
 use crate::engine::event::Effect;
 use crate::engine::state::flight::{Keep, Stage};
 use crate::engine::state::{Fate, State};
-use crate::engine::view::{DemoteReason, EvictReason, What};
+use crate::engine::view::{DemoteReason, EvictReason, Tier, What};
 use crate::fault::Fault;
 use crate::ids::{BlobId, FlightId, ModelKey};
 use crate::plan::expected::Rank;
@@ -25,6 +25,10 @@ impl State {
 
     /// Whether the models that a set still misses fit, with everything evictable gone.
     pub(super) fn room_for<'a>(&self, missing: impl Iterator<Item = &'a ModelKey>) -> Result<(), Fault> {
+        if self.config.executor.apart {
+            // What finds no room passes by.
+            return Ok(());
+        }
         let mut names = BTreeSet::new();
         let mut needed = 0;
         for model in missing {
@@ -65,20 +69,21 @@ impl State {
         let blobs: u64 = self
             .blobs
             .iter()
-            .filter(|(id, blob)| blob.fate == Fate::Removing || evictable(id))
+            .filter(|(id, blob)| blob.fate == Fate::Removing && blob.on_disk || evictable(id) || self.can_shed(**id))
             .map(|(_, blob)| blob.bytes)
             .sum();
         let partials: u64 = self.partials.values().map(|(bytes, _)| bytes).sum();
         blobs + partials + self.discarding.values().sum::<u64>()
     }
 
-    fn leased(&self) -> BTreeSet<&ModelKey> {
+    pub(super) fn leased(&self) -> BTreeSet<&ModelKey> {
         self.leases.values().flat_map(|lease| &lease.view.models).collect()
     }
 
-    fn is_evictable(&self, id: BlobId, leased: &BTreeSet<&ModelKey>) -> bool {
+    pub(super) fn is_evictable(&self, id: BlobId, leased: &BTreeSet<&ModelKey>) -> bool {
         let Some(blob) = self.blobs.get(&id) else { return false };
-        blob.fate == Fate::Kept
+        blob.on_disk
+            && blob.fate == Fate::Kept
             && blob.holds == 0
             && !blob.models.iter().any(|model| leased.contains(model))
             && !self.vram.ledger.holds(id)
@@ -87,7 +92,9 @@ impl State {
     /// Gives waiting flights their room, in order; evicts what that takes.
     pub(super) fn make_room(&mut self, now: Tick) {
         self.sweep_nameless();
+        self.sweep_passing();
         self.shrink(now);
+        self.sink_waiting();
         for (_, id) in self.in_turn(|flight| flight.stage == Stage::Waiting) {
             if !self.grant(id, now) {
                 // In order, or a large flight would wait for ever behind small ones.
@@ -125,6 +132,11 @@ impl State {
             }
             return true;
         }
+        let apart = self.config.executor.apart;
+        if apart && self.plan.places_late() {
+            self.granted_passing(id);
+            return true;
+        }
         if self.disk.reserve(bytes) {
             self.granted(id, bytes, false);
             return true;
@@ -134,8 +146,12 @@ impl State {
         if short <= leaving {
             return false;
         }
+        if apart && short > self.evictable(&BTreeSet::new()) {
+            self.granted_passing(id);
+            return true;
+        }
         let wanted_by = flight.models.keys().next().cloned();
-        let policy = self.policy.name().to_owned();
+        let policy = self.plan.name().to_owned();
         let reason =
             |_: &Self| wanted_by.clone().map(|wanted_by| EvictReason::Room { wanted_by, policy: policy.clone() });
         let spared = self.spared_by(flight);
@@ -162,7 +178,8 @@ impl State {
 
     /// Bytes that are being deleted.
     pub(super) fn leaving(&self) -> u64 {
-        let removing: u64 = self.blobs.values().filter(|blob| blob.fate == Fate::Removing).map(|blob| blob.bytes).sum();
+        let going = self.passing.departing.iter().filter_map(|blob| self.blobs.get(blob));
+        let removing: u64 = going.filter(|blob| blob.on_disk).map(|blob| blob.bytes).sum();
         removing + self.discarding.values().sum::<u64>()
     }
 
@@ -202,27 +219,39 @@ impl State {
         for blob in self.disk_victims(bytes.saturating_sub(found), spared, now) {
             let Some(stored) = self.blobs.get(&blob) else { continue };
             found += stored.bytes;
-            let (size, last_used) = (stored.bytes, stored.last_used);
-            let mut bytes = size;
-            for model in stored.models.clone() {
-                if let Some(reason) = reason(self) {
-                    self.out.push(Effect::Record(What::Evicted { model, blob, bytes, reason, last_used }));
-                }
-                bytes = 0;
+            if self.can_shed(blob) {
+                self.shed(blob);
+                continue;
+            }
+            if let Some(reason) = reason(self) {
+                self.record_evicted(blob, &reason);
             }
             self.start_removal(blob);
         }
         found
     }
 
+    /// Writes down that a blob leaves the disk under all its names; its bytes count once.
+    pub(super) fn record_evicted(&mut self, blob: BlobId, reason: &EvictReason) {
+        let Some(stored) = self.blobs.get(&blob) else { return };
+        let (mut bytes, last_used) = (stored.bytes, stored.last_used);
+        for model in stored.models.clone() {
+            let reason = reason.clone();
+            self.out.push(Effect::Record(What::Evicted { model, blob, bytes, reason, last_used }));
+            bytes = 0;
+        }
+    }
+
     /// What the policy would evict so that at least `bytes` come back, in order.
     /// What is expected to be used comes last, and of that only what is farther than `spared`.
     pub(super) fn disk_victims(&self, bytes: u64, spared: Option<Rank>, now: Tick) -> Vec<BlobId> {
         let leased = self.leased();
-        let evictable =
-            |blob: BlobId| self.is_evictable(blob, &leased).then(|| self.blobs.get(&blob).map_or(0, |blob| blob.bytes));
+        let evictable = |blob: BlobId| {
+            let may_go = self.is_evictable(blob, &leased) || self.can_shed(blob);
+            may_go.then(|| self.blobs.get(&blob).map_or(0, |blob| blob.bytes))
+        };
         let unexpected = |blob: BlobId| evictable(blob).filter(|_| self.blob_rank(blob).is_none());
-        let mut victims = self.policy.victims(bytes, &unexpected, now);
+        let mut victims = self.plan.victims(Tier::Nvme, bytes, &unexpected, now);
         let chosen: u64 = victims.iter().filter_map(|blob| unexpected(*blob)).sum();
         if chosen < bytes {
             victims.extend(self.farthest(bytes - chosen, spared, &evictable));
@@ -246,6 +275,7 @@ impl State {
     pub(super) fn start_removal(&mut self, blob: BlobId) {
         if let Some(stored) = self.blobs.get_mut(&blob) {
             stored.fate = Fate::Removing;
+            self.passing.departing.insert(blob);
             // Pages that are held would keep the bytes on the disk.
             self.start_unlock(blob, DemoteReason::Removed);
             self.out.push(Effect::Remove(blob));
@@ -253,14 +283,16 @@ impl State {
     }
 
     pub(super) fn removed(&mut self, blob: BlobId, result: Result<(), Fault>, _now: Tick) {
+        self.passing.departing.remove(&blob);
         match result {
             Ok(()) => {
-                if let Some(stored) = self.forget(blob) {
+                if let Some(stored) = self.forget(blob).filter(|stored| stored.on_disk) {
                     self.disk.give_back(stored.bytes);
                 }
             }
             Err(fault) => {
                 tracing::warn!(%blob, %fault, "a blob could not be removed");
+                self.passing.check(blob);
                 if let Some(stored) = self.blobs.get_mut(&blob) {
                     stored.fate = Fate::Kept;
                 }

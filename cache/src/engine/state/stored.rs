@@ -6,9 +6,9 @@ use std::time::Duration;
 use crate::catalog::Entry;
 use crate::clock::{Tick, Wall};
 use crate::engine::event::Effect;
-use crate::engine::state::ensure::Step;
+use crate::engine::state::ensure::{Step, Want, arrived};
 use crate::engine::state::{Blob, Fate, Lease, State};
-use crate::engine::view::{DemoteReason, EvictReason, EvictReport, LeaseView, RamHold, Trust, What};
+use crate::engine::view::{DemoteReason, EvictReason, EvictReport, LeaseView, RamHold, Tier, Trust, What};
 use crate::fault::Fault;
 use crate::ids::{BlobId, LeaseId, ModelKey};
 use crate::store::{Inventory, PartialName, StoredLink};
@@ -43,13 +43,16 @@ impl State {
                 sha256: found.sha256,
                 last_used: found.last_used,
                 models: BTreeSet::new(),
+                on_disk: true,
                 holds: 0,
                 fate: Fate::Kept,
                 patrol_due: self.patrol_spread(found.blob, now),
             };
             self.blobs.insert(found.blob, blob);
             self.disk.found(found.bytes);
-            self.policy.inserted(found.blob, found.bytes, now);
+            self.plan.inserted(Tier::Nvme, found.blob, found.bytes, now);
+            let unused_for = Duration::from_millis(self.wall.0.saturating_sub(found.last_used.0));
+            self.plan.recall(found.blob, found.bytes, unused_for, now);
         }
         for link in &inventory.links {
             if let Some(blob) = self.blobs.get_mut(&link.blob) {
@@ -96,7 +99,11 @@ impl State {
         let (model, blob) = (link.model.clone(), link.blob);
         self.vouched.remove(&model);
         let before = self.links.insert(model.clone(), link);
-        if let Some(before) = before.filter(|before| before.blob != blob)
+        let before = before.filter(|before| before.blob != blob);
+        if let Some(before) = &before {
+            self.follow(&model, before.blob, blob);
+        }
+        if let Some(before) = before
             && let Some(old) = self.blobs.get_mut(&before.blob)
         {
             old.models.remove(&model);
@@ -121,6 +128,28 @@ impl State {
         self.touch(blob, now);
     }
 
+    /// A name moved from one blob to another: who has the old one and still waits for something else gets the new one with it, for that is
+    /// what the name's file holds when they are told.
+    fn follow(&mut self, model: &ModelKey, old: BlobId, new: BlobId) {
+        let mut moved = 0;
+        for ensure in self.ensures.values_mut() {
+            let has = |want: &&mut Want| {
+                want.model == *model && (want.step == Step::Ready(old) || want.step == Step::Locking(old))
+            };
+            for want in ensure.wants.iter_mut().filter(has) {
+                want.step = arrived(&self.memory, ensure.request.target, new);
+                want.hold = Some(new);
+                moved += 1;
+            }
+        }
+        if let Some(blob) = self.blobs.get_mut(&old) {
+            blob.holds -= moved;
+        }
+        if let Some(blob) = self.blobs.get_mut(&new) {
+            blob.holds += moved;
+        }
+    }
+
     /// Blobs that lost their last name go once nobody holds them.
     pub(super) fn sweep_nameless(&mut self) {
         for id in std::mem::take(&mut self.nameless) {
@@ -142,7 +171,7 @@ impl State {
         let wall = self.wall;
         if let Some(stored) = self.blobs.get_mut(&blob) {
             stored.last_used = wall;
-            self.policy.used(blob, now);
+            self.plan.used(Tier::Nvme, blob, now);
             self.touch_memory(blob, now);
             self.out.push(Effect::NoteUse(vec![blob]));
         }
@@ -188,12 +217,13 @@ impl State {
             sha256,
             last_used: self.wall,
             models: BTreeSet::new(),
+            on_disk: true,
             holds: 0,
             fate: Fate::Kept,
             patrol_due: self.patrol_after(now),
         };
         self.blobs.insert(blob, stored);
-        self.policy.inserted(blob, bytes, now);
+        self.plan.inserted(Tier::Nvme, blob, bytes, now);
     }
 
     /// Takes a blob that is gone from the disk out of every table.
@@ -204,7 +234,9 @@ impl State {
                 self.links.remove(model);
             }
         }
-        self.policy.removed(blob);
+        if stored.on_disk {
+            self.plan.removed(Tier::Nvme, blob);
+        }
         Some(stored)
     }
 
@@ -214,6 +246,7 @@ impl State {
         let detail = "its file is gone: somebody deleted it".to_owned();
         let models = stored.models.iter().cloned().collect();
         self.out.push(Effect::Record(What::Damaged { models, blob, pieces_bad: 0, detail }));
+        self.readers_lose(blob);
         self.start_removal(blob);
     }
 
@@ -226,7 +259,8 @@ impl State {
 
     /// Reads a blob because something touched it, or because somebody wants to know.
     pub(super) fn start_scrub(&mut self, blob: BlobId, detail: &str) {
-        let Some(stored) = self.blobs.get_mut(&blob).filter(|stored| stored.fate == Fate::Kept) else { return };
+        let here = |stored: &&mut Blob| stored.fate == Fate::Kept && stored.on_disk;
+        let Some(stored) = self.blobs.get_mut(&blob).filter(here) else { return };
         stored.fate = Fate::Scrubbing;
         tracing::info!(%blob, detail, "stored bytes are checked");
         self.out.push(Effect::Scrub(blob));
@@ -267,7 +301,8 @@ impl State {
         self.patrolled = None;
         let due = self.patrol_after(now);
         // What happened to it meanwhile is better news than a patrol's.
-        let Some(stored) = self.blobs.get_mut(&blob).filter(|stored| stored.fate == Fate::Kept) else { return };
+        let here = |stored: &&mut Blob| stored.fate == Fate::Kept && stored.on_disk;
+        let Some(stored) = self.blobs.get_mut(&blob).filter(here) else { return };
         stored.patrol_due = due;
         match bad {
             Ok(bad) if bad.is_empty() => {}
@@ -282,6 +317,7 @@ impl State {
             Ok(name) => {
                 let links = self.links.iter().filter(|(_, link)| link.blob == blob && link.source.is_some());
                 self.vouched.extend(links.map(|(model, link)| (model.clone(), link.clone())).collect::<Vec<_>>());
+                self.readers_lose(blob);
                 let Some(stored) = self.forget(blob) else { return };
                 self.partials.insert(name, (stored.bytes, now));
                 self.each_want(|want| want.hold == Some(blob), &Step::Missing);
@@ -453,6 +489,7 @@ impl State {
             Fate::Scrubbing => return Some("it is being checked".to_owned()),
             Fate::Withdrawing => return Some("it is being repaired".to_owned()),
             Fate::Removing => return Some("it is being removed".to_owned()),
+            Fate::Shedding | Fate::Sinking => return Some("it is on its way between RAM and the disk".to_owned()),
         }
         if blob.holds > 0 {
             return Some(format!("{} callers are being served", blob.holds));

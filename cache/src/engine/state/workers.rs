@@ -88,6 +88,9 @@ impl State {
         let changes = self.vram.ledger.report(worker, report, now)?;
         self.count_uses(&changes);
         for blob in changes.used {
+            if let Some(bytes) = self.blobs.get(&blob).map(|stored| stored.bytes) {
+                self.plan.asked(blob, bytes, now);
+            }
             self.touch(blob, now);
         }
         self.advise(worker, now);

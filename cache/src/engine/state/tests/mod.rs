@@ -6,6 +6,9 @@ mod world;
 
 use proptest::prelude::*;
 
+use crate::engine::state::Executor;
+use crate::plan::PolicyKind;
+
 use self::world::{Step, World};
 
 fn step() -> impl Strategy<Value = Step> {
@@ -40,8 +43,14 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// `PROPTEST_CASES`, or enough for every run of the tests.
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(400);
+    ProptestConfig { cases, max_shrink_iters: 5_000, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn whatever_happens_the_invariants_hold_and_everyone_gets_one_answer(
@@ -49,6 +58,21 @@ proptest! {
         steps in prop::collection::vec(step(), 1..200),
     ) {
         let mut world = World::new(seed);
+        for step in steps {
+            world.step(step);
+        }
+        world.run_to_the_end();
+    }
+
+    #[test]
+    fn they_hold_for_executors_that_keep_blobs_in_ram_alone_or_let_them_pass(
+        seed in any::<u64>(),
+        (apart, readers_hold) in any::<(bool, bool)>(),
+        policy in 0..PolicyKind::ALL.len(),
+        steps in prop::collection::vec(step(), 1..200),
+    ) {
+        let executor = Executor { apart, places: true, readers_hold, ..Executor::default() };
+        let mut world = World::with(seed, (executor, PolicyKind::ALL[policy]));
         for step in steps {
             world.step(step);
         }

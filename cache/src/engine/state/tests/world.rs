@@ -10,13 +10,13 @@ use crate::catalog::{Catalog, Entry, Source, Validator};
 use crate::clock::{Tick, Wall};
 use crate::config::{FetchConfig, LimitsConfig, VramConfig};
 use crate::engine::event::{Broken, Commit, CommitFault, Effect, Event, Fetch, Found, Relocated, RequestId};
-use crate::engine::state::{State, StateConfig};
+use crate::engine::state::{Executor, State, StateConfig};
 use crate::engine::view::{EnsureRequest, LeaseView, Priority, RamHold, Tier, Trust};
 use crate::fault::Fault;
 use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName};
 use crate::piece::{self, Cv, Layout, PIECE_BYTES};
 use crate::plan::expected::{Rank, Want};
-use crate::plan::lru::Lru;
+use crate::plan::{Costs, PolicyKind};
 use crate::store::{Inventory, PartialName, StoredBlob, StoredLink, StoredPartial};
 use crate::units::{MIB, Share};
 use crate::vram::{Claim, DeviceReport, Hello, Report, WorkerId};
@@ -86,6 +86,7 @@ struct Caller {
     ends: u32,
     left: bool,
     ram: bool,
+    demand: bool,
 }
 
 /// A whole file on the world's disk.
@@ -95,12 +96,16 @@ struct File {
     names: BTreeMap<ModelKey, StoredLink>,
     touched: bool,
     deleted: bool,
+    /// Whether the disk has it; if not, RAM does, or somebody reads it as it passes.
+    on_disk: bool,
 }
 
 /// An unfinished file on the world's disk.
 #[derive(Debug, Clone)]
 struct Unfinished {
     bytes: u64,
+    /// Whether its bytes go past the disk.
+    passes: bool,
     pieces: BTreeMap<u32, Cv>,
 }
 
@@ -108,6 +113,7 @@ pub(super) struct World {
     pub(super) state: State,
     pub(super) now: Tick,
     rng: fastrand::Rng,
+    kind: (Executor, PolicyKind),
     /// Version of each model's content at the origin.
     versions: [u32; MODELS as usize],
     files: BTreeMap<BlobId, File>,
@@ -147,8 +153,14 @@ fn content(n: u8, version: u32) -> (u64, Vec<Cv>) {
 
 impl World {
     pub(super) fn new(seed: u64) -> Self {
+        Self::with(seed, (Executor::default(), PolicyKind::Lru))
+    }
+
+    /// A world whose executor can do more, under another policy.
+    pub(super) fn with(seed: u64, kind: (Executor, PolicyKind)) -> Self {
         let mut world = Self {
-            state: state(seed, &Inventory::default(), Tick(0)),
+            state: state(seed, &Inventory::default(), Tick(0), kind),
+            kind,
             now: Tick(1),
             rng: fastrand::Rng::with_seed(seed),
             versions: [0; MODELS as usize],
@@ -369,7 +381,12 @@ impl World {
             }
             Step::PressureOver => self.apply(Event::PressureOver { growth: RAM }),
             Step::Leave(n) => {
-                let live = self.callers.iter().filter(|(_, c)| c.ends == 0 && !c.left).map(|(id, _)| *id);
+                let reads = self.kind.0.readers_hold;
+                let live = self
+                    .callers
+                    .iter()
+                    .filter(|(_, c)| (c.ends == 0 || reads && c.demand) && !c.left)
+                    .map(|(id, _)| *id);
                 if let Some(id) = self.pick(live.collect::<Vec<_>>(), n) {
                     self.caller(id, |caller| caller.left = true);
                     self.apply(Event::Leave(id));
@@ -470,7 +487,7 @@ impl World {
     pub(super) fn ensure_in(&mut self, models: &[u8], demand: bool, cancel: bool, ram: bool) {
         let id = EnsureId(self.next_ensure);
         self.next_ensure += 1;
-        self.callers.insert(id, Caller { ram, ..Caller::default() });
+        self.callers.insert(id, Caller { ram, demand, ..Caller::default() });
         let request = EnsureRequest {
             models: models.iter().map(|n| model(*n)).collect(),
             priority: if demand { Priority::Demand } else { Priority::Prefetch },
@@ -626,6 +643,18 @@ impl World {
                 }
                 Event::Discarded { name, result }
             }
+            Effect::Shed(blob) => {
+                assert!(self.kind.0.apart, "{blob} is given up by the disk, and RAM holds only copies");
+                if let Some(file) = self.files.get_mut(&blob).filter(|_| well) {
+                    file.on_disk = false;
+                }
+                Event::Shed { blob, result: if well { Ok(()) } else { Err(fault()) } }
+            }
+            Effect::Sink(blob) => {
+                let file = self.files.get_mut(&blob).expect("only what is here is written to the disk");
+                file.on_disk |= well;
+                Event::Sunk { blob, result: if well { Ok(()) } else { Err(fault()) } }
+            }
             effect => unreachable!("{effect:?} is done at once"),
         };
         self.apply(event);
@@ -637,7 +666,9 @@ impl World {
         if !well {
             return Err(Fault::DiskFull { detail: "world".to_owned() });
         }
-        let file = self.unfinished.entry(name).or_insert(Unfinished { bytes, pieces: BTreeMap::new() });
+        let passes = self.state.passes(flight);
+        let file = self.unfinished.entry(name).or_insert(Unfinished { bytes, passes, pieces: BTreeMap::new() });
+        file.passes = passes;
         assert_eq!(file.bytes, bytes, "{name:?} is resumed with another size");
         self.open.insert(flight, name);
         Ok(file.pieces.iter().map(|(piece, cv)| (*piece, *cv)).collect())
@@ -649,7 +680,8 @@ impl World {
         assert_eq!(unfinished.pieces.values().copied().collect::<Vec<_>>(), cvs, "committed what was not written");
         assert_eq!(piece::root(Layout::new(unfinished.bytes), cvs), blob);
         let bytes = unfinished.bytes;
-        let file = File { bytes, names: BTreeMap::new(), touched: false, deleted: false };
+        let on_disk = !self.state.passes(flight);
+        let file = File { bytes, names: BTreeMap::new(), touched: false, deleted: false, on_disk };
         let file = self.files.entry(blob).or_insert(file);
         file.deleted = false;
         for link in &links {
@@ -688,15 +720,16 @@ impl World {
         let (_, cvs) = content(n, version);
         let good = cvs.into_iter().enumerate().map(|(piece, cv)| (piece as u32, cv));
         let pieces = good.filter(|(piece, _)| !bad.contains(piece)).collect();
-        let old = self.unfinished.insert(name, Unfinished { bytes: file.bytes, pieces });
+        let old = self.unfinished.insert(name, Unfinished { bytes: file.bytes, passes: false, pieces });
         assert!(old.is_none(), "{name:?} was withdrawn over an unfinished blob");
         name
     }
 
     /// The world's own sum of what is on its disk.
     fn check_disk(&self) {
-        let files: u64 = self.files.values().map(|file| file.bytes).sum();
-        let unfinished: u64 = self.unfinished.values().map(|file| file.bytes).sum();
+        let files: u64 = self.files.values().filter(|file| file.on_disk).map(|file| file.bytes).sum();
+        let kept = self.unfinished.values().filter(|file| !file.passes);
+        let unfinished: u64 = kept.map(|file| file.bytes).sum();
         let disk = self.state.disk("world");
         assert!(
             files + unfinished <= disk.used + disk.reserved,
@@ -713,6 +746,9 @@ impl World {
 
     /// kill -9: what was asked for is lost, what is on the disk stays.
     fn restart(&mut self) {
+        // RAM and what passes by do not outlive the daemon.
+        self.files.retain(|_, file| file.on_disk);
+        self.unfinished.retain(|_, file| !file.passes);
         let blobs = self.files.iter().filter(|(_, file)| !file.deleted).map(|(blob, file)| StoredBlob {
             blob: *blob,
             bytes: file.bytes,
@@ -741,7 +777,7 @@ impl World {
         self.callers.clear();
         self.ram.clear();
         self.workers.clear();
-        self.state = state(self.rng.u64(..), &inventory, self.now);
+        self.state = state(self.rng.u64(..), &inventory, self.now, self.kind);
         self.tell_space();
         self.tell_ram();
         let effects = self.state.relock(&self.noted, self.now);
@@ -791,6 +827,9 @@ impl World {
             } else if let Some(wake) = self.state.next_wake().filter(|_| self.waits()) {
                 self.now = self.now.max(wake);
                 self.apply(Event::Tick);
+            } else if let Some(id) = self.readers().first().copied() {
+                self.caller(id, |caller| caller.left = true);
+                self.apply(Event::Leave(id));
             } else {
                 break;
             }
@@ -808,12 +847,19 @@ impl World {
         assert_eq!(self.state.memory("world").reserved, 0, "a reservation of RAM leaked");
     }
 
+    /// Callers that were told that all is ready and have not left.
+    fn readers(&self) -> Vec<EnsureId> {
+        let reads = self.kind.0.readers_hold;
+        let done = |caller: &&Caller| reads && caller.demand && caller.ends == 1 && !caller.left;
+        self.callers.iter().filter(|(_, caller)| done(caller)).map(|(id, _)| *id).collect()
+    }
+
     fn waits(&self) -> bool {
         !self.state.is_quiet() || self.callers.values().any(|caller| caller.ends == 0 && !caller.left)
     }
 }
 
-fn state(seed: u64, inventory: &Inventory, now: Tick) -> State {
+fn state(seed: u64, inventory: &Inventory, now: Tick, (executor, policy): (Executor, PolicyKind)) -> State {
     let config = StateConfig {
         fetch: FetchConfig { connections_max: 4, ..FetchConfig::default() },
         limits: LimitsConfig::default(),
@@ -824,7 +870,8 @@ fn state(seed: u64, inventory: &Inventory, now: Tick) -> State {
         models: "/models".into(),
         vram: VramConfig::default(),
         seed,
+        executor,
     };
     assert_eq!(PIECE_BYTES, 8 * MIB, "the world's sizes are made for this");
-    State::new(config, inventory, Box::new(Lru::default()), now, Wall(now.0 / 1000))
+    State::new(config, inventory, policy.build(Costs::default()), now, Wall(now.0 / 1000))
 }

@@ -1,0 +1,241 @@
+//! `tierd replay`: a trace of requests through the engine's own state machine, in virtual time. Asks no daemon and moves no model.
+
+use std::fs::File;
+use std::io::{BufWriter, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use tierd_cache::plan::PolicyKind;
+use tierd_cache::replay::report::{Move, Report, tier_name};
+use tierd_cache::replay::trace::Trace;
+use tierd_cache::replay::{Links, NodeKind, Setup};
+use tierd_cache::units::{ByteSize, Share};
+
+use crate::cli::Context;
+use crate::cli::exit::{Exit, Failure, Outcome};
+use crate::cli::out::size;
+
+/// The first line of the decisions.
+const DECISIONS_HEADER: &str = "time_us,started_us,event,tier,model,bytes,request_id,reason";
+/// Largest trace that is read, unpacked: a million requests are about 200 MB.
+const TRACE_BYTES_MAX: u64 = 4 << 30;
+
+/// `tierd replay`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tierd replay week.csv.gz --disk 500GiB --ram 64GiB\n  \
+    tierd replay week.csv.gz --disk 10% --ram 2.5% --policy lru --json\n  \
+    tierd replay today.csv --warm-up yesterday.csv --disk 25% --ram 6.25% --queue 2\n\n\
+    A trace is CSV, gzipped or not: timestamp_ms,request_id,model_key,bytes,kind. NAME.requests.csv[.gz] beside \
+    NAME.csv[.gz] says how long a GPU worked on each request. Sizes may be shares of the distinct bytes of the trace. \
+    See docs/policy.md.")]
+pub(crate) struct ReplayArgs {
+    /// Traces, one after the other
+    #[arg(required = true, value_name = "TRACE")]
+    pub traces: Vec<PathBuf>,
+    /// A trace that is replayed first and not counted
+    #[arg(long, value_name = "FILE")]
+    pub warm_up: Vec<PathBuf>,
+    /// What is kept and what goes; `bound` knows the future, and is only there to be measured by
+    #[arg(long, value_enum, default_value = "value")]
+    pub policy: PolicyArg,
+    /// RAM that models may hold, or a share of the trace's distinct bytes
+    #[arg(long, default_value = "6.25%")]
+    pub ram: Share,
+    /// Disk that models may hold, or a share of the trace's distinct bytes
+    #[arg(long, default_value = "25%")]
+    pub disk: Share,
+    /// GPUs with one queue before them; 0: every request starts when it arrives
+    #[arg(long, value_name = "GPUS", default_value = "0")]
+    pub queue: u32,
+    /// Waiting requests whose models are known and loaded ahead
+    #[arg(long, value_name = "REQUESTS", default_value = "2", value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub visible: u32,
+    /// `apart`: RAM and disk hold bytes of their own, and what is not kept passes by. `copies`: as the daemon does, every file
+    /// lands on the disk and RAM holds copies
+    #[arg(long, value_enum, default_value = "apart")]
+    pub node: NodeArg,
+    /// Bytes a second from origins
+    #[arg(long, value_name = "RATE", default_value = "1GB")]
+    pub origin_rate: ByteSize,
+    /// Bytes a second from the disk
+    #[arg(long, value_name = "RATE", default_value = "6GB")]
+    pub disk_rate: ByteSize,
+    /// Bytes a second from RAM to where it is used
+    #[arg(long, value_name = "RATE", default_value = "25GB")]
+    pub ram_rate: ByteSize,
+    /// Write every move to this file, as CSV
+    #[arg(long, value_name = "FILE")]
+    pub decisions: Option<PathBuf>,
+}
+
+/// A policy's name, or the bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PolicyArg {
+    /// Seconds saved a byte (the default)
+    Value,
+    /// Least recently used
+    Lru,
+    /// First in, first out
+    Fifo,
+    /// S3-FIFO by bytes
+    S3fifo,
+    /// Knows when each file is wanted next
+    Bound,
+}
+
+/// What the replayed node can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NodeArg {
+    /// RAM and disk hold bytes of their own
+    Apart,
+    /// RAM holds copies of what is on the disk
+    Copies,
+}
+
+/// Runs `tierd replay`.
+pub(crate) fn replay(context: &Context, args: &ReplayArgs) -> Outcome {
+    let (trace, warm_up) = load(args)?;
+    let setup = setup(args, &trace, warm_up)?;
+    let report = match &args.decisions {
+        Some(file) => with_decisions(file, &trace, &setup)?,
+        None => tierd_cache::replay::run(&trace, &setup, &mut |_| ()),
+    };
+    context.out.document(&report)?;
+    print(context, &report)
+}
+
+/// Reads all traces. Returns how many requests are not counted.
+fn load(args: &ReplayArgs) -> Result<(Trace, usize), Failure> {
+    let mut trace = Trace::default();
+    let mut warm_up = 0;
+    for (file, counts) in
+        args.warm_up.iter().map(|file| (file, false)).chain(args.traces.iter().map(|file| (file, true)))
+    {
+        let wrong =
+            |bad: tierd_cache::replay::trace::BadTrace| Failure::new(Exit::Usage, format!("{}: {bad}", file.display()));
+        let first = trace.requests.len();
+        trace.read(&text(file)?).map_err(wrong)?;
+        if let Some(beside) = beside(file) {
+            let text = text(&beside)?;
+            let bad = |bad| Failure::new(Exit::Usage, format!("{}: {bad}", beside.display()));
+            trace.read_requests(&text, first).map_err(bad)?;
+        }
+        if !counts {
+            warm_up = trace.requests.len();
+        }
+    }
+    if trace.requests.len() == warm_up {
+        return Err(Failure::new(Exit::Usage, "there is no request to replay"));
+    }
+    Ok((trace, warm_up))
+}
+
+/// `NAME.requests.csv[.gz]` beside `NAME.csv[.gz]`, if it is there.
+fn beside(file: &Path) -> Option<PathBuf> {
+    let name = file.file_name()?.to_str()?;
+    let stem = name.strip_suffix(".gz").unwrap_or(name);
+    let stem = stem.strip_suffix(".csv").unwrap_or(stem);
+    let names = [format!("{stem}.requests.csv.gz"), format!("{stem}.requests.csv")];
+    names.into_iter().map(|name| file.with_file_name(name)).find(|path| path.is_file())
+}
+
+/// A file's text, unpacked if it is packed.
+fn text(file: &Path) -> Result<String, Failure> {
+    let failed = |error: std::io::Error| Failure::new(Exit::Usage, format!("{}: {error}", file.display()));
+    let packed = File::open(file).map_err(failed)?;
+    let mut text = String::new();
+    if file.extension().is_some_and(|ending| ending == "gz") {
+        let unpacked = flate2::read::MultiGzDecoder::new(packed);
+        unpacked.take(TRACE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
+    } else {
+        packed.take(TRACE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
+    }
+    Ok(text)
+}
+
+fn setup(args: &ReplayArgs, trace: &Trace, warm_up: usize) -> Result<Setup, Failure> {
+    let whole = trace.distinct_bytes(warm_up);
+    let policy = match args.policy {
+        PolicyArg::Value | PolicyArg::Bound => PolicyKind::Value,
+        PolicyArg::Lru => PolicyKind::Lru,
+        PolicyArg::Fifo => PolicyKind::Fifo,
+        PolicyArg::S3fifo => PolicyKind::S3Fifo,
+    };
+    let rates = [args.origin_rate, args.disk_rate, args.ram_rate];
+    if rates.contains(&ByteSize(0)) {
+        return Err(Failure::new(Exit::Usage, "a rate of 0 bytes a second never ends: name more"));
+    }
+    let [origin, disk, ram] = rates.map(|rate| rate.0 as f64);
+    Ok(Setup {
+        policy,
+        ram: args.ram.of(whole),
+        disk: args.disk.of(whole),
+        gpus: args.queue,
+        visible: if args.queue == 0 { 0 } else { args.visible },
+        node: if args.node == NodeArg::Apart { NodeKind::Apart } else { NodeKind::Copies },
+        links: Links { origin, disk, ram, ..Links::default() },
+        foresight: args.policy == PolicyArg::Bound,
+        warm_up,
+    })
+}
+
+/// Replays, and writes every move down as it happens.
+fn with_decisions(file: &Path, trace: &Trace, setup: &Setup) -> Result<Report, Failure> {
+    let failed = |error: std::io::Error| Failure::new(Exit::Failed, format!("{}: {error}", file.display()));
+    let mut lines = BufWriter::new(File::create(file).map_err(failed)?);
+    let mut written = writeln!(lines, "{DECISIONS_HEADER}");
+    let micros = |seconds: f64| (seconds * 1e6).round() as u64;
+    let report = tierd_cache::replay::run(trace, setup, &mut |made: &Move<'_>| {
+        if written.is_ok() {
+            let request = made.request.map(|id| id.to_string()).unwrap_or_default();
+            let (at, started) = (micros(made.at), micros(made.started));
+            let (what, tier) = (made.step.name(), tier_name(made.tier));
+            let (model, bytes, reason) = (made.model, made.bytes, made.reason);
+            written = writeln!(lines, "{at},{started},{what},{tier},{model},{bytes},{request},{reason}");
+        }
+    });
+    written.and_then(|()| lines.flush()).map_err(failed)?;
+    Ok(report)
+}
+
+fn print(context: &Context, report: &Report) -> Outcome {
+    let out = context.out;
+    let percent = |share: f64| format!("{:.1}%", share * 100.0);
+    let seconds = |times: &tierd_cache::replay::report::Times| {
+        format!("mean {:.3} s, p50 {:.3}, p95 {:.3}, p99 {:.3}", times.mean, times.p50, times.p95, times.p99)
+    };
+    out.line(format_args!(
+        "{} requests, policy {}, {} of RAM, {} of disk",
+        report.requests,
+        report.policy,
+        size(report.ram),
+        size(report.disk)
+    ))?;
+    out.line(format_args!("waiting     {}", seconds(&report.stall)))?;
+    out.line(format_args!("to ready    {}", seconds(&report.ready)))?;
+    out.line(format_args!(
+        "hits        {} in RAM, {} on the disk; by bytes {} and {}",
+        percent(report.hits.ram),
+        percent(report.hits.disk),
+        percent(report.byte_hits.ram),
+        percent(report.byte_hits.disk)
+    ))?;
+    out.line(format_args!("origin      {}", size(report.origin_bytes)))?;
+    out.line(format_args!("evicted     {} files, {}", report.evictions, size(report.evicted_bytes)))?;
+    if report.prefetch.bytes > 0 {
+        let prefetch = report.prefetch;
+        out.line(format_args!(
+            "prefetched  {}, {} used, {} left unused",
+            size(prefetch.bytes),
+            size(prefetch.used),
+            size(prefetch.wasted)
+        ))?;
+    }
+    if report.refused > 0 {
+        out.line(format_args!(
+            "refused     {} requests: a file is larger than all that may go for it",
+            report.refused
+        ))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Where what was just read stays. The policy weighs; here its answer is carried out, one effect at a time.
+
+use crate::clock::Tick;
+use crate::engine::state::ensure::{Ensure, Want};
+use crate::engine::state::{Fate, State};
+use crate::engine::view::{DemoteReason, EvictReason, Priority, Tier};
+use crate::fault::Fault;
+use crate::ids::{BlobId, ModelKey};
+use crate::plan::{Placement, Room, TierRoom};
+
+impl State {
+    /// Tells the policy what a caller wants, as far as its content is known by now. The rest is told when it is here.
+    pub(super) fn count(&mut self, wants: &mut [Want], now: Tick) {
+        for want in wants {
+            let entry = self.catalog.get(&want.model);
+            let known = want.hold.or(entry.and_then(|entry| entry.blake3));
+            let bytes = want.hold.and_then(|blob| self.blobs.get(&blob)).map(|blob| blob.bytes);
+            if let (Some(blob), Some(bytes)) = (known, bytes.or(entry.map(|entry| entry.bytes))) {
+                self.plan.asked(blob, bytes, now);
+                want.counted = true;
+            }
+        }
+    }
+
+    /// What is known to be wanted soon, the next first.
+    pub(super) fn foresee(&mut self, models: &[ModelKey], now: Tick) {
+        let blob = |model| {
+            let stored = self.links.get(model).map(|link| link.blob);
+            let entry = self.catalog.get(model);
+            let blob = stored.or(entry.and_then(|entry| entry.blake3))?;
+            let bytes = self.blobs.get(&blob).map(|blob| blob.bytes).or(entry.map(|entry| entry.bytes))?;
+            Some((blob, bytes))
+        };
+        let blobs: Vec<(BlobId, u64)> = models.iter().filter_map(blob).collect();
+        self.plan.expect(&blobs, now);
+    }
+
+    /// What the policy says about a blob, wherever it is.
+    fn weigh(&self, blob: BlobId, bytes: u64, in_hand: bool, now: Tick) -> Placement {
+        let leased = self.leased();
+        let may_leave_disk = |id: BlobId| {
+            let may_go = self.is_evictable(id, &leased) || self.can_shed(id);
+            may_go.then(|| self.blobs.get(&id).map_or(0, |blob| blob.bytes))
+        };
+        let may_leave_ram = |id: BlobId| self.may_leave_ram(id);
+        // Room that is promised to what is on its way is not free.
+        let size = |id: &BlobId| self.blobs.get(id).map_or(0, |blob| blob.bytes);
+        let to_disk: u64 = self.passing.waiting.iter().map(size).sum();
+        let to_ram: u64 = self.memory.queue.iter().map(size).sum();
+        let room = Room {
+            disk: TierRoom {
+                limit: self.disk.limit(),
+                free: (self.disk.free() + self.leaving()).saturating_sub(to_disk),
+                evictable: &may_leave_disk,
+            },
+            ram: TierRoom {
+                limit: self.memory.budget.limit(),
+                free: (self.memory.budget.free() + self.memory.leaving() + self.leaving_ram()).saturating_sub(to_ram),
+                evictable: &may_leave_ram,
+            },
+            ram_alone: self.config.executor.apart,
+            in_hand: in_hand && self.config.executor.apart,
+        };
+        self.plan.place(blob, bytes, &room, now)
+    }
+
+    /// Whether somebody reads a blob now and says so when that is over: it is placed then.
+    pub(super) fn is_placed_later(&self, blob: BlobId) -> bool {
+        let demands = |ensure: &Ensure| {
+            ensure.request.priority == Priority::Demand && ensure.wants.iter().any(|want| want.hold == Some(blob))
+        };
+        self.config.executor.readers_hold && self.plan.places_late() && self.ensures.values().any(demands)
+    }
+
+    /// Lets the policy say where a blob stays that was just read, or just came, and does what it says.
+    pub(super) fn place(&mut self, blob: BlobId, in_hand: bool, now: Tick) {
+        if !self.config.executor.places || self.memory.paused {
+            return;
+        }
+        let Some(stored) = self.blobs.get(&blob).filter(|stored| stored.fate == Fate::Kept) else { return };
+        if self.memory.held.contains_key(&blob) || self.memory.queue.contains(&blob) {
+            return;
+        }
+        let placement = self.weigh(blob, stored.bytes, in_hand, now);
+        let Some(wanted_by) = stored.models.first().cloned() else { return };
+        self.carry_out(blob, &wanted_by, &placement);
+    }
+
+    fn carry_out(&mut self, blob: BlobId, wanted_by: &ModelKey, placement: &Placement) {
+        let policy = self.plan.name();
+        let evicted = EvictReason::Room { wanted_by: wanted_by.clone(), policy: policy.to_owned() };
+        let demoted = DemoteReason::Room { wanted_by: wanted_by.clone(), policy: policy.to_owned() };
+        for id in &placement.from_disk {
+            if *id == blob || self.can_shed(*id) && !placement.from_ram.contains(id) {
+                self.shed(*id);
+            } else {
+                self.record_evicted(*id, &evicted);
+                self.start_removal(*id);
+            }
+        }
+        for id in &placement.from_ram {
+            let Some(stored) = self.blobs.get(id).filter(|stored| stored.fate == Fate::Kept) else { continue };
+            if placement.to_disk.contains(id) {
+                self.sink_later(*id, true);
+            } else if stored.on_disk {
+                self.start_unlock(*id, demoted.clone());
+            } else {
+                self.record_evicted(*id, &evicted);
+                self.start_removal(*id);
+            }
+        }
+        match placement.to {
+            Some(Tier::Ram) => self.memory.queue.push_back(blob),
+            Some(Tier::Nvme) => self.sink_later(blob, false),
+            Some(Tier::Vram | Tier::Origin) | None => {}
+        }
+    }
+
+    /// Whether a guess is worth its bytes: what would not be kept is not fetched before somebody waits for it.
+    pub(super) fn worth_a_guess(&self, model: &ModelKey, now: Tick) -> Result<(), Fault> {
+        let entry = self.catalog.get(model);
+        let Some((blob, bytes)) = entry.and_then(|entry| Some((entry.blake3?, entry.bytes))) else { return Ok(()) };
+        if !self.config.executor.places || !self.plan.places_late() || self.weigh(blob, bytes, false, now).to.is_some()
+        {
+            return Ok(());
+        }
+        Err(Fault::NoRoom { needed: bytes, free: self.disk.free(), evictable: 0 })
+    }
+}
