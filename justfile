@@ -33,7 +33,7 @@ setup:
 # Throws bytes at a parser of what comes from outside (fuzz/fuzz_targets), for five minutes. Wants cargo-fuzz and a nightly compiler.
 fuzz TARGET="workflow":
     mkdir -p fuzz/corpus/{{TARGET}}
-    cargo +nightly fuzz run -s none {{TARGET}} fuzz/corpus/{{TARGET}} {{ if TARGET == "workflow" { "tests/data/workflows" } else { "" } }} -- -max_total_time=300 -max_len=65536
+    cargo +nightly fuzz run -s none {{TARGET}} fuzz/corpus/{{TARGET}} {{ if TARGET == "workflow" { "tests/data/workflows" } else { "fuzz/seeds/" + TARGET } }} -- -max_total_time=300 -max_len=65536
 
 # The main job, on an embedded default.
 demo:
