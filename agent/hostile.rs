@@ -77,6 +77,30 @@ mod tests {
         prop_oneof![6 => proptest::sample::select(known.to_vec()).prop_map(str::to_owned), 1 => "\\PC{0,16}"]
     }
 
+    #[test]
+    fn no_depth_overflows_a_stack() {
+        const DEPTH: usize = 60_000;
+        let nested = |open: &str, close: &str| format!("{}1{}", open.repeat(DEPTH), close.repeat(DEPTH));
+        let (lists, objects) = (nested("[", "]"), nested("{\"a\":", "}"));
+        for value in [&lists, &objects] {
+            for field in ["worker", "events", "later", "models", "labels", "queue_running", "devices"] {
+                let message = format!("{{\"worker\":\"w\",\"{field}\":{value}}}").into_bytes();
+                pack(&message);
+                question(&message);
+                queue(&message);
+            }
+        }
+        for text in [
+            format!("[store]\nbudget = {lists}\n"),
+            format!("[store]\nbudget = {}\n", nested("{ a = ", " }")),
+            format!("store{} = 1\n", ".a".repeat(DEPTH)),
+            format!("[store{}]\n", ".a".repeat(DEPTH)),
+            format!("[[origin{}]]\n", ".a".repeat(DEPTH)),
+        ] {
+            config(&text);
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(400))]
         #[test]
