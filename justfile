@@ -22,14 +22,18 @@ test *ARGS:
 pack:
     python3 -m unittest discover -s comfyui/tests
 
+# Licences, bans and sources of all dependencies, and known holes where their database can be reached.
+deny:
+    tests/deny.sh
+
 # Installs the servers that the border tests fetch from.
 setup:
     tests/setup.sh
 
-# Throws bytes at a parser of what comes from outside, for five minutes. Wants cargo-fuzz and a nightly compiler.
+# Throws bytes at a parser of what comes from outside (fuzz/fuzz_targets), for five minutes. Wants cargo-fuzz and a nightly compiler.
 fuzz TARGET="workflow":
     mkdir -p fuzz/corpus/{{TARGET}}
-    cargo +nightly fuzz run -s none {{TARGET}} fuzz/corpus/{{TARGET}} tests/data/workflows -- -max_total_time=300 -max_len=65536
+    cargo +nightly fuzz run -s none {{TARGET}} fuzz/corpus/{{TARGET}} {{ if TARGET == "workflow" { "tests/data/workflows" } else { "fuzz/seeds/" + TARGET } }} -- -max_total_time=300 -max_len=65536
 
 # The main job, on an embedded default.
 demo:

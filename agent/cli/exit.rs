@@ -71,7 +71,7 @@ impl Exit {
             Self::Unreachable => "no daemon answers, or it is shutting down",
             Self::Interrupted => "the deadline passed, or someone cancelled or interrupted it",
             Self::Busy => "a limit of the daemon is reached: try again",
-            Self::Denied => "the daemon refuses this caller: token, certificate, or not over TCP",
+            Self::Denied => "the daemon refuses this caller: token, certificate, role, or not over TCP",
         }
     }
 

@@ -1,6 +1,7 @@
 //! The daemon's configuration: what code may hold. Parsed once from a TOML file and the environment; all mistakes are
 //! reported together. Nothing here is read again while the daemon runs.
 
+mod callers;
 mod fleet;
 mod kind;
 mod options;
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 use tierd_cache::config::{EngineConfig, Secret};
 
+pub use callers::{CallerConfig, Role};
 pub use places::{client_sockets, default_socket, find_config};
 pub use problems::{ConfigProblems, PROBLEMS_MAX, Place, Problem};
 pub use reference::{reference_markdown, reference_toml};
@@ -89,6 +91,14 @@ pub struct ListenConfig {
     pub http: Option<SocketAddr>,
     /// Most requests at once, over all connections. Default 1024.
     pub requests_max: u32,
+    /// Most requests of one client at once. Default 512.
+    pub client_requests_max: u32,
+    /// Most requests of one client in a second. Default 10000.
+    pub client_rate_max: u32,
+    /// Who may do what.
+    pub callers: Vec<CallerConfig>,
+    /// Role on the Unix socket of users that no caller names; none lets nobody else in. Default admin.
+    pub socket_role: Option<Role>,
     /// Largest message that is read. Default 4 MiB.
     pub message_bytes_max: usize,
     /// Largest workflow that is read; all of one call together. Default 16 MiB.
@@ -102,8 +112,10 @@ pub struct TcpConfig {
     pub address: SocketAddr,
     /// TLS.
     pub tls: Option<TlsConfig>,
-    /// Bearer token that every call must carry.
+    /// A bearer token of the role admin.
     pub token: Option<Secret>,
+    /// Role of calls that need prove nothing. Default admin.
+    pub open_role: Option<Role>,
 }
 
 /// TLS of the TCP listener.
@@ -115,6 +127,8 @@ pub struct TlsConfig {
     pub key: PathBuf,
     /// PEM file with the authorities whose client certificates are accepted. With it, a client certificate is required.
     pub client_ca: Option<PathBuf>,
+    /// Role of client certificates that no caller names; none lets nobody else in. Default admin.
+    pub client_role: Option<Role>,
 }
 
 /// How the daemon logs.
@@ -171,9 +185,22 @@ impl Config {
         if problems.is_empty() { Ok(socket) } else { Err(problems.finish(path.map(Path::to_owned))) }
     }
 
-    fn load_as(path: Option<&Path>, env: &BTreeMap<String, String>, root: bool) -> Result<Self, ConfigProblems> {
+    /// Reads a text as the file without a place of its own: relative paths in it are mistakes. Else as [`Config::load`].
+    ///
+    /// # Errors
+    ///
+    /// Every mistake at once.
+    pub fn parse(text: &str, env: &BTreeMap<String, String>) -> Result<Self, ConfigProblems> {
         let mut problems = Gathered::default();
+        let mut raw = raw::read(text, &mut problems);
+        variables::apply(env, &mut raw, &mut problems);
+        let config = parse::build(&raw, &mut Reader { env, root: false, folder: None, problems: &mut problems });
+        if problems.is_empty() { Ok(config) } else { Err(problems.finish(None)) }
+    }
+
+    fn load_as(path: Option<&Path>, env: &BTreeMap<String, String>, root: bool) -> Result<Self, ConfigProblems> {
         let mut text = String::new();
+        let mut problems = Gathered::default();
         if let Some(path) = path {
             match read_file(path) {
                 Ok(read) => text = read,

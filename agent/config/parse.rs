@@ -14,12 +14,13 @@ use crate::comfy::bridge::{SERVERS_MAX, ServerConfig};
 use crate::idle::IdleConfig;
 use crate::telemetry::otlp::OtlpConfig;
 
+use super::callers::{self, role_or_none};
 use super::options::Section;
 use super::problems::Place;
 use super::raw::{Raw, Table};
 use super::reader::{Reader, address, count, count32, flag, list, mode, rate, share, text, time, words};
 use super::units::exact_size;
-use super::{ComfyConfig, Config, ListenConfig, LogConfig, LogFormat, TcpConfig, TlsConfig, origins, places};
+use super::{ComfyConfig, Config, ListenConfig, LogConfig, LogFormat, Role, TcpConfig, TlsConfig, origins, places};
 
 /// Longest path of a Unix socket: `sun_path` less its final NUL.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -274,6 +275,10 @@ fn listen(raw: &Raw, reader: &mut Reader<'_>) -> ListenConfig {
         tcp,
         http,
         requests_max: count32(table, "requests_max").unwrap_or(1024),
+        client_requests_max: count32(table, "client_requests_max").unwrap_or(512),
+        client_rate_max: count32(table, "client_rate_max").unwrap_or(10_000),
+        callers: callers::build(raw, reader),
+        socket_role: role_or_none(table, "socket_role", Role::Admin),
         message_bytes_max: usize::try_from(bytes).expect("the range ends below 2^32"),
         workflow_bytes_max: usize::try_from(workflow_bytes).expect("the range ends below 2^32"),
     }
@@ -293,7 +298,8 @@ fn tcp(raw: &Raw, reader: &mut Reader<'_>) -> Option<TcpConfig> {
         reader.missing(table, "address");
         return None;
     };
-    let has_token = table.has("token_file") || table.has("token_env");
+    let has_token = |table: &Table| table.has("token_file") || table.has("token_env");
+    let has_token = has_token(table) || raw.callers.iter().any(has_token);
     let has_client_ca = tls_table.is_some_and(|table| table.has("client_ca"));
     if !address.ip().to_canonical().is_loopback() {
         let (place, path) = (table.place_of("address"), table.path("address"));
@@ -304,11 +310,16 @@ fn tcp(raw: &Raw, reader: &mut Reader<'_>) -> Option<TcpConfig> {
         }
         if !has_token && !has_client_ca {
             let what = format!("{address} is not loopback, and callers need not prove who they are");
-            let right = "add token_file, token_env, or client_ca in [listen.tcp.tls]";
+            let right = "add token_file, token_env, a [[caller]] with a token, or client_ca in [listen.tcp.tls]";
             reader.problems.add_with(place, path, what, right);
         }
     }
-    Some(TcpConfig { address, tls, token })
+    if table.has("open_role") && (has_token || has_client_ca) {
+        let what = "never counts: callers prove who they are";
+        reader.problems.add_with(table.place_of("open_role"), table.path("open_role"), what, "remove it");
+    }
+    let open_role = role_or_none(Some(table), "open_role", Role::Admin);
+    Some(TcpConfig { address, tls, token, open_role })
 }
 
 fn tls(table: &Table, reader: &mut Reader<'_>) -> Option<TlsConfig> {
@@ -320,5 +331,10 @@ fn tls(table: &Table, reader: &mut Reader<'_>) -> Option<TlsConfig> {
             reader.missing(table, key);
         }
     }
-    Some(TlsConfig { certificate: certificate?, key: key?, client_ca })
+    if table.has("client_role") && !table.has("client_ca") {
+        let what = "never counts: no client certificate is asked for";
+        reader.problems.add_with(table.place_of("client_role"), table.path("client_role"), what, "set client_ca");
+    }
+    let client_role = role_or_none(Some(table), "client_role", Role::Admin);
+    Some(TlsConfig { certificate: certificate?, key: key?, client_ca, client_role })
 }

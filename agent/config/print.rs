@@ -6,7 +6,7 @@ use std::fmt;
 use tierd_cache::config::{Credentials, DirectIo, OriginConfig, OriginKind};
 
 use super::units::{exact_duration, exact_share, exact_size};
-use super::{Config, LogFormat};
+use super::{CallerConfig, Config, ListenConfig, LogFormat, Role};
 
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -88,18 +88,46 @@ impl Config {
         put(f, "unix", &listen.unix.display())?;
         put(f, "http", &listen.http.map_or("off".to_owned(), |address| address.to_string()))?;
         writeln!(f, "requests_max = {}", listen.requests_max)?;
+        writeln!(f, "client_requests_max = {}", listen.client_requests_max)?;
+        writeln!(f, "client_rate_max = {}", listen.client_rate_max)?;
+        put(f, "socket_role", &word(listen.socket_role))?;
         put(f, "message_bytes_max", &exact_size(listen.message_bytes_max as u64))?;
         put(f, "workflow_bytes_max", &exact_size(listen.workflow_bytes_max as u64))?;
-        let Some(tcp) = &listen.tcp else { return Ok(()) };
-        writeln!(f, "\n[listen.tcp]")?;
-        put(f, "address", &tcp.address)?;
-        note_secret(f, "the bearer token", tcp.token.is_some())?;
-        let Some(tls) = &tcp.tls else { return Ok(()) };
-        writeln!(f, "\n[listen.tcp.tls]")?;
-        put(f, "certificate", &tls.certificate.display())?;
-        put(f, "key", &tls.key.display())?;
-        tls.client_ca.as_ref().map_or(Ok(()), |authorities| put(f, "client_ca", &authorities.display()))
+        put_tcp(f, listen)?;
+        listen.callers.iter().try_for_each(|caller| put_caller(f, caller))
     }
+}
+
+fn put_tcp(f: &mut fmt::Formatter<'_>, listen: &ListenConfig) -> fmt::Result {
+    let Some(tcp) = &listen.tcp else { return Ok(()) };
+    writeln!(f, "\n[listen.tcp]")?;
+    put(f, "address", &tcp.address)?;
+    note_secret(f, "the bearer token", tcp.token.is_some())?;
+    let proves = tcp.token.is_some() || listen.callers.iter().any(|caller| caller.token.is_some());
+    if !proves && tcp.tls.as_ref().is_none_or(|tls| tls.client_ca.is_none()) {
+        put(f, "open_role", &word(tcp.open_role))?;
+    }
+    let Some(tls) = &tcp.tls else { return Ok(()) };
+    writeln!(f, "\n[listen.tcp.tls]")?;
+    put(f, "certificate", &tls.certificate.display())?;
+    put(f, "key", &tls.key.display())?;
+    let Some(authorities) = &tls.client_ca else { return Ok(()) };
+    put(f, "client_ca", &authorities.display())?;
+    put(f, "client_role", &word(tls.client_role))
+}
+
+fn word(role: Option<Role>) -> &'static str {
+    role.map_or("none", Role::word)
+}
+
+fn put_caller(f: &mut fmt::Formatter<'_>, caller: &CallerConfig) -> fmt::Result {
+    writeln!(f, "\n[[caller]]")?;
+    put(f, "name", &caller.name)?;
+    put(f, "role", &caller.role.word())?;
+    note_secret(f, "the bearer token", caller.token.is_some())?;
+    caller.certificate.as_ref().map_or(Ok(()), |name| put(f, "certificate", name))?;
+    caller.uid.map_or(Ok(()), |uid| writeln!(f, "uid = {uid}"))?;
+    caller.gid.map_or(Ok(()), |gid| writeln!(f, "gid = {gid}"))
 }
 
 fn put_origin(f: &mut fmt::Formatter<'_>, origin: &OriginConfig) -> fmt::Result {

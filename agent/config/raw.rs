@@ -11,17 +11,18 @@ use super::kind::{Kind, Typed, Value};
 use super::options::{self, Section, Spec};
 use super::problems::{Gathered, Place, nearest, shown};
 
-/// Most origins.
-pub(super) const ORIGINS_MAX: usize = 64;
+/// Most entries of each list: origins, callers.
+pub(super) const ENTRIES_MAX: usize = 64;
 
 /// Everything that was written.
 #[derive(Debug, Default)]
 pub(super) struct Raw {
     pub(super) tables: BTreeMap<Section, Table>,
     pub(super) origins: Vec<Table>,
+    pub(super) callers: Vec<Table>,
 }
 
-/// One section, or one origin.
+/// One section, or one entry of a list.
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) section: Section,
@@ -91,7 +92,7 @@ impl Table {
         self.settings.iter().map(|(key, setting)| (*key, &setting.place))
     }
 
-    /// The name of the origin; empty if it has none.
+    /// The name of the entry; empty if it has none.
     pub(super) fn name(&self) -> &str {
         match self.settings.get("name") {
             Some(Setting { value: Typed::Text(name), .. }) => name,
@@ -99,15 +100,24 @@ impl Table {
         }
     }
 
-    /// Gives the table the name of its origin, for messages.
+    /// Gives the table the name of its entry, for messages.
     pub(super) fn rename(&mut self) {
         if !self.name().is_empty() {
-            self.label = format!("origin[{}]", self.name().chars().take(63).collect::<String>());
+            self.label = format!("{}[{}]", self.section.path(), self.name().chars().take(63).collect::<String>());
         }
     }
 }
 
 impl Raw {
+    /// The entries of a list; none for a section that is no list.
+    pub(super) fn list(&mut self, section: Section) -> Option<&mut Vec<Table>> {
+        match section {
+            Section::Origin => Some(&mut self.origins),
+            Section::Caller => Some(&mut self.callers),
+            _ => None,
+        }
+    }
+
     /// The table of a section, made if it is not there yet.
     pub(super) fn table(&mut self, section: Section, place: &Place) -> &mut Table {
         self.tables.entry(section).or_insert_with(|| Table::new(section, section.path(), place.clone()))
@@ -140,10 +150,10 @@ impl Walk<'_> {
             let name = key.get_ref();
             let path = section.map_or(name.to_string(), |section| format!("{}.{name}", section.path()));
             match (Section::named(&path), value.get_ref()) {
-                (Some(Section::Origin), DeValue::Array(origins)) => self.origins(origins, &place),
-                (Some(Section::Origin), _) => {
-                    self.problems.add_with(&place, "origin", "is not a list", "write [[origin]] above each origin");
-                }
+                (Some(list), value) if list.is_list() => match value {
+                    DeValue::Array(entries) => self.list(list, entries, &place),
+                    _ => self.problems.add_with(&place, list.path(), "is not a list", above_each(list)),
+                },
                 (Some(inner), DeValue::Table(content)) => {
                     self.raw.table(inner, &place);
                     self.table(content, Some(inner));
@@ -165,32 +175,37 @@ impl Walk<'_> {
         }
     }
 
-    fn origins(&mut self, origins: &[Spanned<DeValue<'_>>], place: &Place) {
-        if origins.len() > ORIGINS_MAX {
-            let what = format!("there are {} origins, more than {ORIGINS_MAX}", origins.len());
-            self.problems.add(place, "origin", what);
+    fn list(&mut self, section: Section, entries: &[Spanned<DeValue<'_>>], place: &Place) {
+        let word = section.path();
+        if entries.len() > ENTRIES_MAX {
+            let what = format!("there are {} {word}s, more than {ENTRIES_MAX}", entries.len());
+            self.problems.add(place, word, what);
         }
-        for (number, origin) in origins.iter().take(ORIGINS_MAX).enumerate() {
-            let place = self.lines.place(&origin.span());
-            let label = format!("origin[#{}]", number + 1);
-            let DeValue::Table(content) = origin.get_ref() else {
-                self.problems.add_with(&place, label, "is not a table", "write [[origin]] above each origin");
+        for (number, entry) in entries.iter().take(ENTRIES_MAX).enumerate() {
+            let place = self.lines.place(&entry.span());
+            let label = format!("{word}[#{}]", number + 1);
+            let DeValue::Table(content) = entry.get_ref() else {
+                self.problems.add_with(&place, label, "is not a table", above_each(section));
                 continue;
             };
-            let mut table = Table::new(Section::Origin, label, place);
-            // The name first: it is what the other messages call the origin.
+            let mut table = Table::new(section, label, place);
+            // The name first: it is what the other messages call the entry.
             for first in [true, false] {
                 for (key, value) in content.iter().filter(|(key, _)| (key.get_ref() == "name") == first) {
                     let place = self.lines.place(&key.span());
-                    if let Some(spec) = known(Section::Origin, key.get_ref(), &table.label, &place, self.problems) {
+                    if let Some(spec) = known(section, key.get_ref(), &table.label, &place, self.problems) {
                         table.put(spec, &plain(value.get_ref()), place, self.problems);
                     }
                 }
                 table.rename();
             }
-            self.raw.origins.push(table);
+            self.raw.list(section).expect("a list").push(table);
         }
     }
+}
+
+fn above_each(section: Section) -> String {
+    format!("write {} above each {}", section.header(), section.path())
 }
 
 /// The option of this name, or a problem that says what was probably meant.

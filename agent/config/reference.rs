@@ -83,7 +83,8 @@ what is in effect. `tierd check-config --example` prints a file with every optio
   variable. No message, log or metric shows what is in them.
 - **Environment.** Every option can be overridden: `[store] budget` by `TIERD_STORE__BUDGET`, `[listen.tcp] address` by
   `TIERD_LISTEN__TCP__ADDRESS`. Two underscores part section and key. Options of an origin carry its name: `TIERD_ORIGIN_R2__BUCKET` sets
-  `bucket` of the origin `r2` (in capitals, and `_` for `-` and `.`), and makes that origin if the file has none of that name.
+  `bucket` of the origin `r2` (in capitals, and `_` for `-` and `.`), and makes that origin if the file has none of that name;
+  callers likewise: `TIERD_CALLER_SCHEDULER__ROLE`.
   A variable with two underscores that sets nothing is a mistake like any other. `TIERD_CONFIG`, `TIERD_SOCKET` and `TIERD_TOKEN` are read by
   the command line, not by this.
 - **Mistakes.** Unknown keys are refused. An option that does not fit its origin's kind is refused, not ignored.

@@ -1,4 +1,4 @@
-//! Environment overrides: `TIERD_<SECTION>__<KEY>`, and `TIERD_ORIGIN_<NAME>__<KEY>` for origins. Two underscores mark a
+//! Environment overrides: `TIERD_<SECTION>__<KEY>`, and `TIERD_ORIGIN_<NAME>__<KEY>` for origins, the same for callers. Two underscores mark a
 //! setting; variables with one are left alone, because container platforms make such variables themselves
 //! (`TIERD_SERVICE_HOST` for a service called tierd).
 
@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use super::kind::Value;
 use super::options::{self, Section, Spec};
 use super::problems::{Gathered, Place, nearest};
-use super::raw::{ORIGINS_MAX, Raw, Table, known};
+use super::raw::{ENTRIES_MAX, Raw, Table, known};
 
 /// The environment, as the daemon found it at its start.
 pub(super) type Env = BTreeMap<String, String>;
 
 /// Applies all overrides. What is wrong goes to `problems`.
 pub(super) fn apply(env: &Env, raw: &mut Raw, problems: &mut Gathered) {
-    let in_file = raw.origins.len();
+    let in_file = LISTS.map(|list| raw.list(list).map_or(0, |entries| entries.len()));
     for (variable, text) in env.iter().filter(|(name, _)| name.starts_with("TIERD_")) {
         let place = Place::Variable(variable.clone());
         let Some((head, key)) = variable["TIERD_".len()..].rsplit_once("__") else {
@@ -23,15 +23,15 @@ pub(super) fn apply(env: &Env, raw: &mut Raw, problems: &mut Gathered) {
         };
         let key = key.to_ascii_lowercase();
         let value = Value::Given(text.clone());
-        if let Some(name) = head.strip_prefix("ORIGIN_").filter(|name| !name.is_empty()) {
-            let Some(table) = origin(raw, name, &place, problems) else { continue };
-            if let Some(spec) = known(Section::Origin, &key, &table.label.clone(), &place, problems) {
+        if let Some((list, name)) = entry_of(head) {
+            let Some(table) = entry(raw, list, name, &place, problems) else { continue };
+            if let Some(spec) = known(list, &key, &table.label.clone(), &place, problems) {
                 table.put(spec, &value, place, problems);
             }
             continue;
         }
         let path = head.replace("__", ".").to_ascii_lowercase();
-        let Some(section) = Section::named(&path).filter(|section| *section != Section::Origin) else {
+        let Some(section) = Section::named(&path).filter(|section| !section.is_list()) else {
             unknown(variable, &path, &place, problems);
             continue;
         };
@@ -39,51 +39,69 @@ pub(super) fn apply(env: &Env, raw: &mut Raw, problems: &mut Gathered) {
             raw.table(section, &place).put(spec, &value, place, problems);
         }
     }
-    // Origins that exist in the environment alone are complete or a slip in a name: say which names the file has.
-    for at in in_file..raw.origins.len() {
-        if raw.origins[at].has("kind") {
-            continue;
+    for (list, in_file) in LISTS.into_iter().zip(in_file) {
+        if let Some(entries) = raw.list(list) {
+            refuse_slips(list, entries, in_file, problems);
         }
-        let origin = &raw.origins[at];
-        let names: Vec<String> = raw.origins[..in_file].iter().map(|origin| origin.label.clone()).collect();
-        let right = if names.is_empty() {
-            "set its kind too".to_owned()
-        } else {
-            format!("set its kind too, or use the name of one in the file: {}", names.join(", "))
-        };
-        problems.add_with(
-            &origin.place,
-            origin.path("kind"),
-            "the file has no such origin, and its kind is not set",
-            right,
-        );
-        raw.origins[at].refuse("kind");
     }
 }
 
-/// The table of the origin that goes by `name` in variables; made, with that name, if the file has none.
-fn origin<'a>(raw: &'a mut Raw, name: &str, place: &Place, problems: &mut Gathered) -> Option<&'a mut Table> {
-    let is_it = |table: &Table| spelled(table.name()) == name;
-    let found = raw.origins.iter().position(is_it);
+/// The sections that are lists.
+const LISTS: [Section; 2] = [Section::Origin, Section::Caller];
+
+/// The list and the name in `ORIGIN_R2`.
+fn entry_of(head: &str) -> Option<(Section, &str)> {
+    LISTS.into_iter().find_map(|list| {
+        let name = head.strip_prefix(&list.path().to_ascii_uppercase())?.strip_prefix('_')?;
+        (!name.is_empty()).then_some((list, name))
+    })
+}
+
+/// Entries that exist in the environment alone are complete or a slip in a name: says which names the file has.
+fn refuse_slips(list: Section, entries: &mut [Table], in_file: usize, problems: &mut Gathered) {
+    let (word, first) = (list.path(), if list == Section::Origin { "kind" } else { "role" });
+    let names: Vec<String> = entries[..in_file].iter().map(|entry| entry.label.clone()).collect();
+    for entry in entries[in_file..].iter_mut().filter(|entry| !entry.has(first)) {
+        let right = if names.is_empty() {
+            format!("set its {first} too")
+        } else {
+            format!("set its {first} too, or use the name of one in the file: {}", names.join(", "))
+        };
+        let what = format!("the file has no such {word}, and its {first} is not set");
+        problems.add_with(&entry.place, entry.path(first), what, right);
+        entry.refuse(first);
+    }
+}
+
+/// The table of the entry that goes by `name` in variables; made, with that name, if the file has none.
+fn entry<'a>(
+    raw: &'a mut Raw,
+    list: Section,
+    name: &str,
+    place: &Place,
+    problems: &mut Gathered,
+) -> Option<&'a mut Table> {
+    let entries = raw.list(list)?;
+    let found = entries.iter().position(|table| spelled(table.name()) == name);
     let at = match found {
         Some(at) => at,
-        None if raw.origins.len() >= ORIGINS_MAX => {
-            problems.add(place, "origin", format!("there are more than {ORIGINS_MAX} origins"));
+        None if entries.len() >= ENTRIES_MAX => {
+            problems.add(place, list.path(), format!("there are more than {ENTRIES_MAX} {}s", list.path()));
             return None;
         }
         None => {
-            let mut table = Table::new(Section::Origin, "origin", place.clone());
-            let spec = options::find(Section::Origin, "name").expect("an origin has a name");
+            let mut table = Table::new(list, list.path(), place.clone());
+            let spec = options::find(list, "name").expect("every entry of a list has a name");
             table.put(spec, &Value::Given(name.to_ascii_lowercase()), place.clone(), problems);
             table.rename();
-            raw.origins.push(table);
-            raw.origins.len() - 1
+            entries.push(table);
+            entries.len() - 1
         }
     };
-    raw.origins.get_mut(at)
+    entries.get_mut(at)
 }
 
-/// An origin's name as variables spell it: `my-r2` is `MY_R2`.
+/// An entry's name as variables spell it: `my-r2` is `MY_R2`.
 pub(super) fn spelled(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
 }
@@ -91,8 +109,11 @@ pub(super) fn spelled(name: &str) -> String {
 fn unknown(variable: &str, path: &str, place: &Place, problems: &mut Gathered) {
     let names: Vec<String> = options::all().map(Spec::variable).collect();
     let what = "sets nothing: there is no such section";
-    if path == "origin" {
-        problems.add_with(place, "", what, "an origin's variables are called TIERD_ORIGIN_<NAME>__<KEY>");
+    if let Some(list) = LISTS.into_iter().find(|list| list.path() == path) {
+        let article = if list == Section::Origin { "an" } else { "a" };
+        let right =
+            format!("{article} {path}'s variables are called TIERD_{}_<NAME>__<KEY>", path.to_ascii_uppercase());
+        problems.add_with(place, "", what, right);
         return;
     }
     match nearest(variable, names.iter().map(String::as_str)) {

@@ -9,6 +9,7 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo};
 use tonic::{Extensions, Status};
 
+use crate::rpc::access::Client;
 use crate::rpc::fault::{invalid, status};
 use crate::rpc::time;
 
@@ -74,6 +75,9 @@ pub(crate) fn name(field: &str, given: &str) -> Result<String, Status> {
 }
 
 fn peer(connection: &Extensions) -> String {
+    if let Some(client @ (Client::Named(_) | Client::Certificate(_))) = connection.get::<Client>() {
+        return client.to_string();
+    }
     if let Some(cred) = connection.get::<UdsConnectInfo>().and_then(|info| info.peer_cred) {
         return cred.pid().map_or_else(|| format!("uid:{}", cred.uid()), |pid| format!("uid:{} pid:{pid}", cred.uid()));
     }

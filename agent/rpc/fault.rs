@@ -16,7 +16,7 @@ pub const DOMAIN: &str = "tierd";
 /// What a client is told to wait while the daemon restarts. A restart takes a second; twice that is polite.
 const RESTART_WAIT: Duration = Duration::from_secs(2);
 /// What a client is told to wait when a limit is reached: about the time in which a small model ends.
-const BUSY_WAIT: Duration = Duration::from_secs(1);
+pub(crate) const BUSY_WAIT: Duration = Duration::from_secs(1);
 
 impl From<&Fault> for pb::Fault {
     fn from(fault: &Fault) -> Self {

@@ -72,6 +72,16 @@ fn steps(
     })
 }
 
+/// Bytes as a report, for the fuzzer.
+pub(crate) fn hostile(bytes: &[u8]) {
+    let Ok(request) = <pb::ReportRequest as prost::Message>::decode(bytes) else { return };
+    let _ = worker(&request.worker);
+    if let Some(info) = &request.info {
+        drop(Hello::from(info));
+    }
+    drop(report(request));
+}
+
 fn worker(text: &str) -> Result<WorkerId, Status> {
     let wrong = || invalid("worker", "a worker's name has 1 to 64 letters, digits, - and _");
     WorkerId::parse(text).ok_or_else(wrong)

@@ -2,7 +2,7 @@
 //! strangers. Binding happens before anything is served, so that a mistake ends the start.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,21 +10,27 @@ use std::{fs, io};
 
 use futures_util::Stream;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
-use tonic::transport::{Certificate, Identity, ServerTlsConfig};
+use tokio::task::JoinSet;
+use tokio_rustls::server::TlsStream;
 
-use crate::config::{TcpConfig, TlsConfig};
-use crate::rpc::connection::Connection;
+use crate::config::TcpConfig;
+use crate::rpc::connection::{Connection, Place, Places};
+use crate::rpc::tls::Tls;
 
 /// Most connections of one listener at once; more wait in the kernel's queue. As many as there may be
 /// requests by default.
 const CONNECTIONS_MAX: usize = 1024;
+/// Most connections of one address, so that no stranger holds them all. What is beyond is closed at once.
+const ADDRESS_CONNECTIONS_MAX: u32 = 256;
 /// Pause after a failed accept, such as when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Longest TLS handshake: a stranger must not hold a slot by saying nothing.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Mode of the Unix socket: the daemon's user and its group.
 const SOCKET_MODE: u32 = 0o660;
+
+/// Mode of the folders that are made for it.
+const FOLDER_MODE: u32 = 0o750;
 
 /// Why the server cannot start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -123,7 +129,7 @@ impl Drop for SocketFile {
 pub(crate) fn unix(path: &Path) -> Result<UnixSocket, RpcError> {
     let failed = |source| RpcError::Unix { path: path.to_owned(), source };
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(failed)?;
+        fs::DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder).map_err(failed)?;
     }
     clear(path)?;
     let listener = UnixListener::bind(path).map_err(failed)?;
@@ -151,13 +157,13 @@ fn clear(path: &Path) -> Result<(), RpcError> {
     }
 }
 
-/// Binds TCP.
+/// Binds TCP. `tokens` says whether any caller has one.
 ///
 /// # Errors
 ///
 /// [`RpcError::Exposed`] if strangers could reach it, [`RpcError::Tcp`].
-pub(crate) fn tcp(config: &TcpConfig) -> Result<TcpListener, RpcError> {
-    let known = config.token.is_some() || config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+pub(crate) fn tcp(config: &TcpConfig, tokens: bool) -> Result<TcpListener, RpcError> {
+    let known = tokens || config.token.is_some() || config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     if !config.address.ip().is_loopback() && (config.tls.is_none() || !known) {
         return Err(RpcError::Exposed { address: config.address });
     }
@@ -167,28 +173,13 @@ pub(crate) fn tcp(config: &TcpConfig) -> Result<TcpListener, RpcError> {
     TcpListener::from_std(listener).map_err(failed)
 }
 
-/// Reads the TLS files.
-///
-/// # Errors
-///
-/// [`RpcError::TlsFile`].
-pub(crate) fn tls(config: &TlsConfig) -> Result<ServerTlsConfig, RpcError> {
-    let read = |path: &PathBuf| fs::read(path).map_err(|source| RpcError::TlsFile { path: path.clone(), source });
-    let identity = Identity::from_pem(read(&config.certificate)?, read(&config.key)?);
-    let tls = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_MAX);
-    match &config.client_ca {
-        Some(ca) => Ok(tls.client_ca_root(Certificate::from_pem(read(ca)?))),
-        None => Ok(tls),
-    }
-}
-
 /// The connections of a Unix socket. Never ends and never fails: tonic would stop serving.
 pub(crate) fn unix_connections(
     listener: UnixListener,
 ) -> impl Stream<Item = Result<Connection<UnixStream>, io::Error>> + Send + 'static {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::new(CONNECTIONS_MAX, ADDRESS_CONNECTIONS_MAX);
     futures_util::stream::unfold((listener, places), |(listener, places)| async {
-        let place = Arc::clone(&places).acquire_owned().await.expect("this semaphore is never closed");
+        let place = places.take().await;
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => return Some((Ok(Connection::new(stream, place)), (listener, places))),
@@ -202,21 +193,62 @@ pub(crate) fn unix_connections(
 pub(crate) fn tcp_connections(
     listener: TcpListener,
 ) -> impl Stream<Item = Result<Connection<TcpStream>, io::Error>> + Send + 'static {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::new(CONNECTIONS_MAX, ADDRESS_CONNECTIONS_MAX);
     futures_util::stream::unfold((listener, places), |(listener, places)| async {
-        let place = Arc::clone(&places).acquire_owned().await.expect("this semaphore is never closed");
+        let (stream, place) = accept(&listener, &places).await;
+        Some((Ok(Connection::new(stream, place)), (listener, places)))
+    })
+}
+
+/// The same with TLS: connections come when their handshake is done, in no order. Those that fail are passed over.
+pub(crate) fn tls_connections(
+    listener: TcpListener,
+    tls: Arc<Tls>,
+) -> impl Stream<Item = Result<Connection<TlsStream<TcpStream>>, io::Error>> + Send + 'static {
+    let places = Places::new(CONNECTIONS_MAX, ADDRESS_CONNECTIONS_MAX);
+    let walk = (listener, places, tls, JoinSet::new());
+    futures_util::stream::unfold(walk, |(listener, places, tls, mut handshakes)| async {
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    if let Err(error) = stream.set_nodelay(true) {
-                        tracing::debug!(%error, "nodelay is refused: answers may be late");
+            tokio::select! {
+                (stream, place) = accept(&listener, &places) => drop(handshakes.spawn(handshake(stream, place, tls.clone()))),
+                Some(done) = handshakes.join_next() => {
+                    if let Ok(Some(connection)) = done {
+                        return Some((Ok(connection), (listener, places, tls, handshakes)));
                     }
-                    return Some((Ok(Connection::new(stream, place)), (listener, places)));
                 }
-                Err(error) => pause(&error).await,
             }
         }
     })
+}
+
+/// The next connection for which there is a place. May be dropped at any time.
+async fn accept(listener: &TcpListener, places: &Places) -> (TcpStream, Place) {
+    loop {
+        let place = places.take().await;
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let Some(place) = place.of(peer.ip().to_canonical()) else {
+                    tracing::debug!(%peer, max = ADDRESS_CONNECTIONS_MAX, "too many connections of one address, one more closed");
+                    continue;
+                };
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "nodelay is refused: answers may be late");
+                }
+                return (stream, place);
+            }
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+async fn handshake(stream: TcpStream, place: Place, tls: Arc<Tls>) -> Option<Connection<TlsStream<TcpStream>>> {
+    let why = match tokio::time::timeout(HANDSHAKE_MAX, tls.acceptor().accept(stream)).await {
+        Ok(Ok(stream)) => return Some(Connection::new(stream, place)),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("not done within {} s", HANDSHAKE_MAX.as_secs()),
+    };
+    tracing::debug!(why, "a TLS handshake failed");
+    None
 }
 
 async fn pause(error: &io::Error) {
@@ -235,6 +267,8 @@ mod tests {
         let first = unix(&path).expect("binds and makes its folder");
         let mode = fs::metadata(&path).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, SOCKET_MODE);
+        let made = fs::metadata(folder.path().join("run")).expect("there").permissions().mode();
+        assert_eq!(made & 0o007, 0, "{made:o}");
         assert!(matches!(unix(&path), Err(RpcError::InUse { .. })));
 
         // A killed daemon leaves its file and no listener.
@@ -258,23 +292,18 @@ mod tests {
 
     #[tokio::test]
     async fn tcp_is_never_open_to_strangers() {
+        use crate::config::TlsConfig;
+        use crate::rpc::access;
         use tierd_cache::config::Secret;
-        let tls = |client_ca| Some(TlsConfig { certificate: "c".into(), key: "k".into(), client_ca });
+        let tls =
+            |client_ca| Some(TlsConfig { certificate: "c".into(), key: "k".into(), client_ca, client_role: None });
         let token = || Some(Secret::new("t"));
         let open: SocketAddr = "0.0.0.0:0".parse().expect("an address");
         for (tls, token) in [(None, None), (None, token()), (tls(None), None)] {
-            let config = TcpConfig { address: open, tls, token };
-            assert!(matches!(tcp(&config), Err(RpcError::Exposed { .. })), "{config:?}");
+            let config = TcpConfig { address: open, tls, token, open_role: None };
+            assert!(matches!(tcp(&config, false), Err(RpcError::Exposed { .. })), "{config:?}");
         }
-        let loopback = TcpConfig { address: "127.0.0.1:0".parse().expect("an address"), tls: None, token: None };
-        assert!(tcp(&loopback).is_ok());
-    }
-
-    #[tokio::test]
-    async fn a_missing_tls_file_is_named() {
-        let config =
-            TlsConfig { certificate: "/nowhere/cert.pem".into(), key: "/nowhere/key.pem".into(), client_ca: None };
-        let error = tls(&config).expect_err("refused").to_string();
-        assert!(error.contains("/nowhere/"), "{error}");
+        let loopback = TcpConfig { address: "127.0.0.1:0".parse().expect("an address"), ..access::tests::tcp(None) };
+        assert!(tcp(&loopback, false).is_ok());
     }
 }

@@ -1,6 +1,7 @@
 //! The gRPC border: the only room that knows tonic on the server's side. Converts, limits and authenticates; decides
 //! nothing about models and holds no state of the engine.
 
+mod access;
 mod cache;
 mod caller;
 mod comfy;
@@ -13,18 +14,24 @@ mod follow;
 mod gate;
 mod hint;
 pub(crate) mod json;
+mod limits;
 mod listen;
+mod meter;
 mod node;
 mod occurrence;
 mod placement;
 mod report;
 mod server;
+mod subject;
 pub mod time;
+mod tls;
 pub(crate) mod workflow;
 
+pub(crate) use hint::hostile as hostile_hint;
 pub use listen::RpcError;
 pub(crate) use server::chain;
 pub use server::{Served, Server};
+pub(crate) use subject::hostile as hostile_certificate;
 
 /// The messages, the servers and the clients, generated from `proto/tierd/v1`. The proto files are the documentation.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated code")]

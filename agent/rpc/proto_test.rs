@@ -112,5 +112,22 @@ fn every_rpc_has_messages_of_its_own_and_a_metric_label() {
             }
         }
     }
-    assert_eq!(methods.iter().map(String::as_str).collect::<Vec<_>>(), METHODS);
+    let known: Vec<&str> = METHODS.iter().map(|(method, _)| *method).collect();
+    assert_eq!(methods.iter().map(String::as_str).collect::<Vec<_>>(), known);
+}
+
+#[test]
+fn every_rpc_says_the_role_that_the_gate_wants() {
+    let mut told = BTreeMap::new();
+    for file in ours() {
+        let info = file.source_code_info.as_ref().expect("compiled with source info");
+        for place in info.location.iter().filter(|place| matches!(place.path[..], [6, _, 2, _])) {
+            let method = &file.service[place.path[1] as usize].method[place.path[3] as usize];
+            let last = place.leading_comments().trim().lines().last().unwrap_or_default().trim();
+            told.insert(method.name().to_owned(), last.to_owned());
+        }
+    }
+    let wanted =
+        METHODS.iter().map(|(method, role)| ((*method).to_owned(), format!("Role: {}.", role.word()))).collect();
+    assert_eq!(told, wanted);
 }

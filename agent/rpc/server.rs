@@ -19,10 +19,12 @@ use crate::comfy::pack_api::{self, PackApi, Watches};
 use crate::config::{ComfyConfig, ListenConfig};
 use crate::gpu::{Devices, GpuMeter};
 use crate::rpc::FILE_DESCRIPTOR_SET;
+use crate::rpc::access::Access;
 use crate::rpc::cache::Cache;
 use crate::rpc::comfy::Comfy;
 use crate::rpc::gate::Gate;
 use crate::rpc::hint::HintRpc;
+use crate::rpc::limits::Limits;
 use crate::rpc::listen::{self, RpcError, UnixSocket};
 use crate::rpc::node::Node;
 use crate::rpc::pb::cache_service_server::CacheServiceServer;
@@ -34,6 +36,7 @@ use crate::rpc::pb::report_service_server::ReportServiceServer;
 use crate::rpc::pb::workflow_service_server::WorkflowServiceServer;
 use crate::rpc::placement::Placement;
 use crate::rpc::report::Reports;
+use crate::rpc::tls::Tls;
 use crate::rpc::workflow::{Reader, Workflow};
 
 /// How often a silent connection is asked whether it lives: dead launchers must not hold streams for long.
@@ -68,7 +71,7 @@ pub struct Served {
 #[derive(Debug)]
 pub struct Server {
     unix: UnixSocket,
-    tcp: Option<(TcpListener, transport::Server)>,
+    tcp: Option<(TcpListener, Option<Arc<Tls>>)>,
     config: ListenConfig,
 }
 
@@ -84,12 +87,9 @@ impl Server {
         let tcp = match &config.tcp {
             None => None,
             Some(tcp) => {
-                let mut server = limited();
-                if let Some(tls) = &tcp.tls {
-                    let tls = listen::tls(tls)?;
-                    server = server.tls_config(tls).map_err(|error| RpcError::Tls { detail: chain(&error) })?;
-                }
-                Some((listen::tcp(tcp)?, server))
+                let tls = tcp.tls.as_ref().map(Tls::load).transpose()?.map(Arc::new);
+                let tokens = config.callers.iter().any(|caller| caller.token.is_some());
+                Some((listen::tcp(tcp, tokens)?, tls))
             }
         };
         Ok(Self { unix, tcp, config: config.clone() })
@@ -109,7 +109,9 @@ impl Server {
     /// [`RpcError::Serve`] if a listener ends by itself; the other one is stopped then.
     pub async fn run(self, served: Served, stop: CancellationToken) -> Result<(), RpcError> {
         let slots = Arc::new(Semaphore::new(self.config.requests_max as usize));
-        let gate = Gate { slots, slots_max: self.config.requests_max, token: None, remote: false };
+        let limits = Arc::new(Limits::new(self.config.client_requests_max, self.config.client_rate_max));
+        let access = Arc::new(Access::socket(&self.config));
+        let gate = Gate { slots, slots_max: self.config.requests_max, limits, access, remote: false };
         // A listener that fails stops the other one, and nothing else.
         let stop = stop.child_token();
         let (health, routes) = services(&served, &stop, &self.config).await?;
@@ -121,11 +123,15 @@ impl Server {
             stop.clone().cancelled_owned(),
         );
         let tcp = async {
-            let Some((listener, server)) = self.tcp else { return Ok(()) };
-            let token = self.config.tcp.and_then(|tcp| tcp.token).map(Arc::new);
-            let gate = Gate { token, remote: true, ..gate };
-            let incoming = listen::tcp_connections(listener);
-            server.serve_with_incoming_shutdown(gate.layer(routes), incoming, stop.clone().cancelled_owned()).await
+            let Some((listener, tls)) = self.tcp else { return Ok(()) };
+            let service = Gate { access: Arc::new(Access::tcp(&self.config)), remote: true, ..gate }.layer(routes);
+            let (server, ended) = (limited(), stop.clone().cancelled_owned());
+            let Some(tls) = tls else {
+                return server.serve_with_incoming_shutdown(service, listen::tcp_connections(listener), ended).await;
+            };
+            let connections = listen::tls_connections(listener, Arc::clone(&tls));
+            let serving = server.serve_with_incoming_shutdown(service, connections, ended);
+            tokio::join!(serving, tls.follow(stop.clone())).0
         };
         let draining = async {
             stop.cancelled().await;

@@ -35,6 +35,12 @@ impl Layout {
         Self { bytes, piece_bytes }
     }
 
+    /// The layout that a file of the store speaks of; none if no blob has such a one.
+    pub(crate) fn told(bytes: u64, piece_bytes: u64) -> Option<Self> {
+        let is_subtree = piece_bytes.is_power_of_two() && (1024..=PIECE_BYTES).contains(&piece_bytes);
+        (is_subtree && bytes.div_ceil(piece_bytes) <= u64::from(u32::MAX)).then_some(Self { bytes, piece_bytes })
+    }
+
     /// Bytes of the blob.
     #[must_use]
     pub fn bytes(&self) -> u64 {

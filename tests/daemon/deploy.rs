@@ -84,6 +84,18 @@ fn check(container: &Value, pod: &Value, documents: &[Value], secret: &Path) {
 }
 
 #[test]
+fn the_unit_keeps_an_exposure_of_at_most_two() {
+    let unit = file("systemd/tierd.service");
+    let args = ["security", "--offline=true", "--threshold=20", "--no-pager", unit.to_str().expect("plain")];
+    let Ok(output) = Command::new("systemd-analyze").args(args).output() else {
+        // No systemd here, as in a container: there is nothing that could look.
+        return println!("skipped: there is no systemd-analyze");
+    };
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("Overall exposure level"), "{said}");
+}
+
+#[test]
 fn the_kubernetes_manifests_are_valid_and_the_daemon_understands_them() {
     let Some(validator) = tool("deploy_kubernetes", "kubernetes-validate") else { return };
     let folder = tempfile::tempdir().expect("a folder");

@@ -253,3 +253,31 @@ async fn exec_becomes_the_command_once_all_is_ready() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_a_workflow_names_is_never_asked_for_anything() {
+    within(60, async {
+        let (origin, inside) = (FaultOrigin::start().await, FaultOrigin::start().await);
+        inside.put("vae/evil.safetensors", &Content::model(950, MIB));
+        let daemon = daemon(&origin, &[]).await;
+        let models: Vec<Value> = ["", "unused/../"]
+            .iter()
+            .map(|way| {
+                let url = format!("{}/{way}vae/evil.safetensors", inside.url());
+                json!({"name": "evil.safetensors", "url": url, "directory": "vae"})
+            })
+            .collect();
+        let document = json!({
+            "version": 0.4, "links": [], "models": models,
+            "nodes": [{"id": 1, "type": "VAELoader", "mode": 0, "inputs": [], "outputs": [],
+                       "properties": {"models": models}, "widgets_values": ["evil.safetensors"]}],
+        });
+        let client = daemon.client().await;
+        let resolution = resolve(&client, document.to_string().into_bytes()).await.expect("it is a workflow");
+        assert_eq!(resolution.needs.len(), 1, "{resolution:?}");
+        let (_, status) = ensure(&client, request(&document)).await;
+        assert_eq!(status.expect("nobody has it").code(), Code::NotFound);
+        assert_eq!(inside.connections_peak(), 0, "somebody asked the address in the workflow");
+    })
+    .await;
+}

@@ -182,6 +182,19 @@ fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refusal> {
     })
 }
 
+/// Bytes as each of the messages, for the fuzzer.
+pub(crate) fn hostile(bytes: &[u8]) {
+    if let Ok(hello) = serde_json::from_slice::<HelloBody>(bytes) {
+        drop(hello.checked());
+    }
+    if let Ok(report) = serde_json::from_slice::<ReportBody>(bytes) {
+        drop(report.checked());
+    }
+    if let Ok(ensure) = serde_json::from_slice::<EnsureBody>(bytes) {
+        drop(ensure.checked());
+    }
+}
+
 fn json(value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => ([(CONTENT_TYPE, "application/json")], body).into_response(),

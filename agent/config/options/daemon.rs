@@ -2,10 +2,11 @@
 
 use super::Preset::{Computed, Is, Required, Unset};
 use super::Section::{Daemon, Listen, Log, Tcp, Telemetry, Tls};
+use super::caller::ROLES_OR_NONE;
 use super::{DAY, Kind, MIB, SECOND, Spec, option};
 
 /// The options.
-pub(super) const OPTIONS: [Spec; 18] = [
+pub(super) const OPTIONS: [Spec; 23] = [
     option(
         Listen,
         "unix",
@@ -34,6 +35,30 @@ pub(super) const OPTIONS: [Spec; 18] = [
     ),
     option(
         Listen,
+        "client_requests_max",
+        Kind::Count(1, 65_536),
+        Is("512"),
+        "64",
+        "Most requests of one client at once: a caller by its name, else a user, a certificate or an address. Half of all, so that nobody takes every slot.",
+    ),
+    option(
+        Listen,
+        "client_rate_max",
+        Kind::Count(1, 10_000_000),
+        Is("10000"),
+        "1000",
+        "Most requests of one client in a second. Ten times what a scheduler asks one of a thousand nodes; a loop gone wild stops there.",
+    ),
+    option(
+        Listen,
+        "socket_role",
+        Kind::Choice(ROLES_OR_NONE),
+        Is("\"admin\""),
+        "\"ensure\"",
+        "Role on the Unix socket of users that no [[caller]] names; root and the daemon's own user are always `admin`. `admin`, since who may open the socket was put into its group; `ensure` is what ComfyUI needs.",
+    ),
+    option(
+        Listen,
         "message_bytes_max",
         Kind::Size(64 << 10, 256 * MIB),
         Is("\"4 MiB\""),
@@ -55,17 +80,25 @@ pub(super) const OPTIONS: [Spec; 18] = [
         Kind::SecretFile,
         Unset,
         "\"token\"",
-        "File with the bearer token that every call must carry.",
+        "File with a bearer token of the role `admin`. Where there is any token, every call over TCP must carry one; [[caller]] has others with lesser roles.",
     ),
+    option(Tcp, "token_env", Kind::SecretEnv, Unset, "\"TIERD_LISTEN_TOKEN\"", "Environment variable with that token."),
     option(
         Tcp,
-        "token_env",
-        Kind::SecretEnv,
-        Unset,
-        "\"TIERD_LISTEN_TOKEN\"",
-        "Environment variable with the bearer token that every call must carry.",
+        "open_role",
+        Kind::Choice(ROLES_OR_NONE),
+        Is("\"admin\""),
+        "\"read\"",
+        "Role of calls where neither a token nor a client certificate is asked for: on loopback only, of every user of the machine.",
     ),
-    option(Tls, "certificate", Kind::Path, Required, "\"server.pem\"", "PEM file with the certificate chain."),
+    option(
+        Tls,
+        "certificate",
+        Kind::Path,
+        Required,
+        "\"server.pem\"",
+        "PEM file with the certificate chain. This file, the key and `client_ca` are read again when they change: no restart is needed.",
+    ),
     option(Tls, "key", Kind::Path, Required, "\"server.key\"", "PEM file with the private key."),
     option(
         Tls,
@@ -74,6 +107,14 @@ pub(super) const OPTIONS: [Spec; 18] = [
         Unset,
         "\"clients.pem\"",
         "PEM file with the authorities whose client certificates are accepted. With it, a client certificate is required.",
+    ),
+    option(
+        Tls,
+        "client_role",
+        Kind::Choice(ROLES_OR_NONE),
+        Is("\"admin\""),
+        "\"read\"",
+        "Role of client certificates that no [[caller]] names. Where a token is asked for too, both are needed, and the lesser role counts.",
     ),
     option(
         Log,

@@ -2,6 +2,7 @@
 //! ranges, the reference file and docs/configuration.md all come from this table. A test holds the defaults equal to
 //! those that the code has.
 
+mod caller;
 mod comfy;
 mod daemon;
 mod engine;
@@ -22,6 +23,7 @@ pub(in crate::config) enum Section {
     Listen,
     Tcp,
     Tls,
+    Caller,
     Log,
     Limits,
     Daemon,
@@ -33,7 +35,7 @@ pub(in crate::config) enum Section {
 
 impl Section {
     /// All sections, in the order of the reference file.
-    pub(in crate::config) const ALL: [Self; 15] = [
+    pub(in crate::config) const ALL: [Self; 16] = [
         Self::Store,
         Self::Ram,
         Self::Origin,
@@ -42,6 +44,7 @@ impl Section {
         Self::Listen,
         Self::Tcp,
         Self::Tls,
+        Self::Caller,
         Self::Log,
         Self::Limits,
         Self::Daemon,
@@ -62,6 +65,7 @@ impl Section {
             Self::Listen => "listen",
             Self::Tcp => "listen.tcp",
             Self::Tls => "listen.tcp.tls",
+            Self::Caller => "caller",
             Self::Log => "log",
             Self::Limits => "limits",
             Self::Daemon => "daemon",
@@ -79,12 +83,17 @@ impl Section {
 
     /// Its header in the file.
     pub(in crate::config) fn header(self) -> String {
-        if self == Self::Origin { "[[origin]]".to_owned() } else { format!("[{}]", self.path()) }
+        if self.is_list() { format!("[[{}]]", self.path()) } else { format!("[{}]", self.path()) }
+    }
+
+    /// Whether it may stand there many times, each with a name.
+    pub(in crate::config) fn is_list(self) -> bool {
+        matches!(self, Self::Origin | Self::Caller)
     }
 
     /// Whether its header alone changes what the daemon does, so that the reference file must comment it out.
     pub(in crate::config) fn is_optional(self) -> bool {
-        matches!(self, Self::Origin | Self::Tcp | Self::Tls | Self::Fleet)
+        self.is_list() || matches!(self, Self::Tcp | Self::Tls | Self::Fleet)
     }
 
     /// What it is about.
@@ -107,6 +116,12 @@ impl Section {
                  and a token or client certificates."
             }
             Self::Tls => "TLS of the TCP listener. Off unless this section is there.",
+            Self::Caller => {
+                "Who may do what: one such block for each caller, the first that fits counts. The roles: `read` asks, `ensure` also \
+                 fetches, holds and reports, `admin` also evicts, stops, imports and verifies. A caller is known by any of \
+                 `token`, `certificate`, `uid` and `gid`; at least one must be set. Who fits none has the role of the door: \
+                 `listen.socket_role`, `listen.tcp.open_role`, `listen.tcp.tls.client_role`."
+            }
             Self::Log => "The log, on standard error.",
             Self::Limits => "Limits of queues and lists: none of them may grow without bound.",
             Self::Daemon => "The process.",
@@ -162,8 +177,8 @@ impl Spec {
 
     /// The environment variable that overrides it.
     pub(in crate::config) fn variable(&self) -> String {
-        let section = if self.section == Section::Origin {
-            "ORIGIN_<NAME>".to_owned()
+        let section = if self.section.is_list() {
+            format!("{}_<NAME>", self.section.path().to_ascii_uppercase())
         } else {
             self.section.path().replace('.', "__").to_ascii_uppercase()
         };
@@ -173,7 +188,8 @@ impl Spec {
 
 /// Every option.
 pub(in crate::config) fn all() -> impl Iterator<Item = &'static Spec> {
-    let rest = daemon::OPTIONS.iter().chain(&fleet::OPTIONS).chain(&comfy::OPTIONS).chain(&trace::OPTIONS);
+    let rest = daemon::OPTIONS.iter().chain(&caller::OPTIONS).chain(&fleet::OPTIONS).chain(&comfy::OPTIONS);
+    let rest = rest.chain(&trace::OPTIONS);
     engine::OPTIONS.iter().chain(&origin::OPTIONS).chain(rest)
 }
 

@@ -264,6 +264,72 @@ fn tcp_beyond_loopback_needs_tls_and_a_proof_of_who_calls() {
 }
 
 #[test]
+fn callers_are_known_by_something_that_is_asked_for_and_share_no_token() {
+    let sandbox = Sandbox::new().holding("t", "same").holding("u", "same").with("OTHER", "other");
+    let text = "\
+[[caller]]
+name = \"a\"
+role = \"writer\"
+[[caller]]
+name = \"b c\"
+role = \"read\"
+uid = 4294967296
+[[caller]]
+name = \"d\"
+role = \"ensure\"
+token_file = \"t\"
+certificate = \"cn\"
+[[caller]]
+name = \"d\"
+role = \"admin\"
+token_env = \"OTHER\"
+[[caller]]
+role = \"admin\"
+token = \"hunter2\"
+token_file = \"u\"
+";
+    let lines = sandbox.problems(text);
+    for start in [
+        "t.toml:1:1: caller[a]: is known by nothing; set token_file, token_env, certificate, uid or gid",
+        "t.toml:3:1: caller[a].role: \"writer\" is unknown; expected \"read\" or \"ensure\" or \"admin\"",
+        "t.toml:5:1: caller[b c].name: is no name for a caller",
+        "t.toml:7:1: caller[b c].uid: 4294967296 is out of range",
+        "t.toml:11:1: caller[d].token_file: is for TCP, and there is no [listen.tcp]",
+        "t.toml:12:1: caller[d].certificate: is never asked for; set client_ca in [listen.tcp.tls]",
+        "t.toml:14:1: caller[d].name: is the name of another caller too",
+        "t.toml:17:1: caller[#5].name: is not set",
+        "t.toml:19:1: caller[#5].token: secrets are not written into the configuration",
+        "t.toml:20:1: caller[#5].token_file: holds the token of d too",
+    ] {
+        assert!(lines.iter().any(|line| line.starts_with(start)), "{start}\n{lines:#?}");
+    }
+    let all = lines.join("\n");
+    assert!(!all.contains("hunter2") && !all.contains("same"), "{all}");
+}
+
+#[test]
+fn callers_come_from_the_file_and_from_variables_and_their_tokens_are_never_shown() {
+    let config = Sandbox::new()
+        .holding("t", "s3cret")
+        .with("TIERD_CALLER_FLEET_A__ROLE", "ensure")
+        .with("TIERD_CALLER_NEW__ROLE", "admin")
+        .with("TIERD_CALLER_NEW__UID", "7")
+        .with("TIERD_LISTEN__SOCKET_ROLE", "none")
+        .load(
+            "[listen.tcp]\naddress = \"127.0.0.1:1\"\n\
+             [[caller]]\nname = \"fleet-a\"\nrole = \"read\"\ntoken_file = \"t\"\n",
+        )
+        .expect("good");
+    let callers = &config.listen.callers;
+    let rows: Vec<(&str, Role, Option<u32>)> =
+        callers.iter().map(|caller| (caller.name.as_str(), caller.role, caller.uid)).collect();
+    assert_eq!(rows, [("fleet-a", Role::Ensure, None), ("new", Role::Admin, Some(7))]);
+    assert_eq!((config.listen.socket_role, callers[0].token.as_ref().map(Secret::expose)), (None, Some("s3cret")));
+    let printed = format!("{config} {config:?}");
+    assert!(!printed.contains("s3cret") && printed.contains("# the bearer token is set"), "{printed}");
+}
+
+#[test]
 fn the_environment_overrides_the_file_and_makes_origins() {
     let config = Sandbox::new()
         .with("TIERD_STORE__BUDGET", "2 GiB")

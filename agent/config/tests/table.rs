@@ -21,7 +21,15 @@ fn file_with(spec: &options::Spec, value: &str) -> String {
     let base = match section {
         Section::Origin => origin.to_owned(),
         Section::Tcp => tcp.to_owned(),
+        Section::Tls if spec.key == "client_role" => format!("{tcp}{tls}client_ca = \"/dev/null\"\n"),
         Section::Tls => format!("{tcp}{tls}"),
+        // Known by something else than by what is set.
+        Section::Caller => {
+            let proof = if spec.key == "uid" { "gid" } else { "uid" };
+            // Without a space, so that a caller's key is told from that of the section.
+            let tls = format!("{tls}client_ca = \"/dev/null\"\n").replace(" = ", "=");
+            format!("{tcp}{tls}[[caller]]\nname = \"a\"\nrole = \"read\"\n{proof} = 7\n")
+        }
         Section::Fleet => "[fleet]\nnats = \"nats://h:4222\"\n".to_owned(),
         _ => format!("{}\n", section.header()),
     };
@@ -41,8 +49,7 @@ fn no_option_is_read_and_ignored() {
         if spec.key.ends_with("_file") || spec.key.ends_with("_env") || spec.key == "access_key_id" {
             continue;
         }
-        let is_file =
-            matches!(spec.section, Section::Tls) || (spec.section == Section::Fleet && spec.kind == Kind::Path);
+        let is_file = matches!(spec.section, Section::Tls | Section::Fleet) && spec.kind == Kind::Path;
         let example = if is_file { "\"/dev/zero\"" } else { spec.example };
         let with = file_with(spec, example);
         let plain = without(&with, spec);
@@ -85,6 +92,7 @@ fn what_is_printed_reads_as_the_same_configuration() {
         "[store]\nbudget = \"123456789 B\"\nkeep_free = \"2.5%\"\npath = '/a \"b\"\\c'\n[ram]\nbudget = 0\nreserve = \"7%\"\n[fetch]\nbandwidth_max = \"3 MiB/s\"\n\
          [listen]\nhttp = \"off\"\n[listen.tcp]\naddress = \"127.0.0.1:5\"\n[listen.tcp.tls]\ncertificate = \"/dev/null\"\n\
          key = \"/dev/null\"\nclient_ca = \"/dev/null\"\n[log]\nformat = \"json\"\n\
+         [[caller]]\nname = \"a\"\nrole = \"ensure\"\nuid = 0\ngid = 4294967295\ncertificate = \"CN \\\" é\"\n\
          [[origin]]\nname = \"a\"\nkind = \"s3\"\nbucket = \"b\"\nanonymous = true\nstall_timeout = \"1500ms\"\n\
          [[origin]]\nname = \"h\"\nkind = \"http\"\nurl = \"http://h/\"\nprefix = \"/x/\"\n",
     ] {

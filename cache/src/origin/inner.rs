@@ -4,7 +4,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -20,14 +20,30 @@ pub(crate) struct Inner(pub(crate) IpAddr);
 #[must_use]
 pub(crate) fn is_inner(address: IpAddr) -> bool {
     match address.to_canonical() {
-        IpAddr::V4(v4) => {
-            v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || v4.is_broadcast() || v4.is_multicast()
-        }
+        IpAddr::V4(v4) => is_inner_v4(v4),
         IpAddr::V6(v6) => {
             // fd00:ec2::/32 is where AWS keeps what 169.254.169.254 has.
             let is_metadata = v6.segments()[..2] == [0xfd00, 0x0ec2];
-            v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast() || is_metadata
+            let is_own = v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast();
+            is_own || is_metadata || carried(v6).is_some_and(is_inner_v4)
         }
+    }
+}
+
+fn is_inner_v4(v4: Ipv4Addr) -> bool {
+    // Where Alibaba's and Oracle's clouds keep what others have at 169.254.169.254.
+    let is_metadata = matches!(v4.octets(), [100, 100, 100, 200] | [192, 0, 0, 192]);
+    let is_this = v4.octets()[0] == 0;
+    v4.is_loopback() || v4.is_link_local() || is_this || v4.is_broadcast() || v4.is_multicast() || is_metadata
+}
+
+/// The IPv4 address that a translator would make of an IPv6 one: NAT64's, 6to4's, and the old form with zeros in front.
+fn carried(v6: Ipv6Addr) -> Option<Ipv4Addr> {
+    let of = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
+    match v6.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0, 0, 0, 0, 0, 0, high, low] => Some(of(high, low)),
+        [0x2002, high, low, ..] => Some(of(high, low)),
+        _ => None,
     }
 }
 
@@ -62,13 +78,19 @@ impl Service<Name> for Lookup {
         let guarded = self.guarded;
         Box::pin(async move {
             let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            let inner = found.iter().map(SocketAddr::ip).find(|address| guarded && is_inner(*address));
-            match inner {
-                // All or nothing: a name that stands for both is somebody's trick.
-                Some(address) => Err(io::Error::other(Inner(address))),
-                None => Ok(found.into_iter()),
+            if guarded {
+                refuse_inner(&found)?;
             }
+            Ok(found.into_iter())
         })
+    }
+}
+
+/// All or nothing: a name that stands for an inner address too is somebody's trick.
+fn refuse_inner(found: &[SocketAddr]) -> io::Result<()> {
+    match found.iter().map(SocketAddr::ip).find(|address| is_inner(*address)) {
+        Some(address) => Err(io::Error::other(Inner(address))),
+        None => Ok(()),
     }
 }
 
@@ -92,14 +114,36 @@ mod tests {
             "::ffff:169.254.169.254",
             "fd00:ec2::254",
             "ff02::1",
+            "0.0.0.1",
+            "100.100.100.200",
+            "192.0.0.192",
+            "64:ff9b::169.254.169.254",
+            "64:ff9b::127.0.0.1",
+            "2002:7f00:1::",
+            "::127.0.0.1",
         ] {
             assert!(is_inner(inner.parse().expect("an address")), "{inner}");
         }
-        for outer in ["10.0.0.1", "192.168.1.1", "8.8.8.8", "2001:db8::1", "fd12::1", "::ffff:8.8.8.8"] {
+        for outer in
+            ["10.0.0.1", "192.168.1.1", "8.8.8.8", "2001:db8::1", "fd12::1", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8"]
+        {
             assert!(!is_inner(outer.parse().expect("an address")), "{outer}");
         }
         assert_eq!(literal("[::1]"), Some("::1".parse().expect("an address")));
         assert!(is_inner_host("LOCALHOST") && is_inner_host("[::1]") && !is_inner_host("example.com"));
+    }
+
+    #[test]
+    fn one_inner_address_among_the_answers_refuses_them_all() {
+        let answers = |texts: &[&str]| -> Vec<SocketAddr> {
+            texts.iter().map(|text| (text.parse::<IpAddr>().expect("an address"), 0).into()).collect()
+        };
+        assert!(refuse_inner(&answers(&["8.8.8.8", "10.0.0.1", "2001:db8::1"])).is_ok());
+        for inner in ["127.0.0.1", "169.254.169.254", "fe80::1", "64:ff9b::7f00:1"] {
+            for answer in [answers(&[inner]), answers(&["8.8.8.8", inner]), answers(&[inner, "8.8.8.8"])] {
+                assert!(refuse_inner(&answer).is_err(), "{answer:?}");
+            }
+        }
     }
 
     #[tokio::test]

@@ -74,6 +74,17 @@ pub(crate) fn page(body: &[u8]) -> Result<Page, &'static str> {
     Ok(Page { objects, next: next.filter(|_| truncated) })
 }
 
+/// Bytes as a page of a listing, for the fuzzer: what is chosen of it are models, each once, in their order.
+///
+/// # Panics
+///
+/// If that does not hold.
+pub fn hostile(bytes: &[u8]) {
+    let Ok(page) = page(bytes) else { return };
+    let chosen = models("", page.objects);
+    assert!(chosen.is_sorted_by(|one, next| one.model < next.model));
+}
+
 /// The text of the first element of this name, entities resolved.
 fn element(xml: &str, name: &str) -> Option<String> {
     let (_, after) = xml.split_once(&format!("<{name}>"))?;

@@ -42,7 +42,7 @@ mod tests;
 
 pub use body::Body;
 pub use error::OriginError;
-pub use listing::{LISTED_MAX, MODEL_EXTENSIONS, is_model_name};
+pub use listing::{LISTED_MAX, MODEL_EXTENSIONS, hostile as hostile_listing, is_model_name};
 pub use pulse::Health;
 
 /// An origin, ready to be asked. Cheap to clone; clones share connections and counters.

@@ -27,6 +27,15 @@ pub struct Adopted {
     pub how: ImportHow,
 }
 
+/// A file of somebody else, open: its path may lead elsewhere by now.
+#[derive(Clone, Copy)]
+struct Theirs<'a> {
+    path: &'a Path,
+    file: &'a File,
+    /// As it was when it was opened.
+    before: &'a Metadata,
+}
+
 /// Whose watch an adoption is under.
 #[derive(Clone, Copy)]
 struct Watch<'a> {
@@ -54,9 +63,15 @@ impl Store {
         progress: &AtomicU64,
     ) -> Result<Adopted, StoreError> {
         let refuse = |reason| StoreError::NotImportable { path: found_file.to_owned(), reason };
-        let before = fs::symlink_metadata(found_file).wrap("look at", found_file)?;
-        if !before.is_file() || before.len() == 0 {
+        let seen = fs::symlink_metadata(found_file).wrap("look at", found_file)?;
+        if !seen.is_file() || seen.len() == 0 {
             return Err(refuse("only regular files with content are models"));
+        }
+        // From here on it is this file, whatever its path leads to meanwhile.
+        let file = disk::open_theirs(found_file)?;
+        let before = file.metadata().wrap("look at", found_file)?;
+        if !same_file(&seen, &before) || !before.is_file() {
+            return Err(refuse("it was replaced while it was being looked at"));
         }
         let in_place = disk::look(&self.paths.model(model))?.is_some_and(|name| same_file(&name, &before));
         if !in_place {
@@ -68,7 +83,8 @@ impl Store {
             return Ok(Adopted { blob, bytes: before.len(), how: ImportHow::Known });
         }
         let temp = self.temp();
-        let adopted = self.adopt_through(&temp, (found_file, &before), model, now, Watch { stop, progress });
+        let theirs = Theirs { path: found_file, file: &file, before: &before };
+        let adopted = self.adopt_through(&temp, theirs, model, now, Watch { stop, progress });
         // Gone already if all went well.
         let _ = disk::unlink(&temp);
         adopted
@@ -77,14 +93,15 @@ impl Store {
     fn adopt_through(
         &self,
         temp: &Path,
-        (source, before): (&Path, &Metadata),
+        theirs: Theirs<'_>,
         model: &ModelKey,
         now: Wall,
         watch: Watch<'_>,
     ) -> Result<Adopted, StoreError> {
+        let Theirs { path: source, file, before } = theirs;
         let layout = Layout::with_pieces_of(before.len(), self.piece_bytes);
-        let (how, cvs) = self.take(temp, (source, before), layout, watch)?;
-        let after = fs::symlink_metadata(source).wrap("look at", source)?;
+        let (how, cvs) = self.take(temp, theirs, layout, watch)?;
+        let after = file.metadata().wrap("look at", source)?;
         if Identity::of(&after) != Identity::of(before) {
             let reason = "it changed while it was being read";
             return Err(StoreError::NotImportable { path: source.to_owned(), reason });
@@ -111,7 +128,7 @@ impl Store {
     fn take(
         &self,
         temp: &Path,
-        (source, before): (&Path, &Metadata),
+        Theirs { path: source, file, before }: Theirs<'_>,
         layout: Layout,
         watch: Watch<'_>,
     ) -> Result<(ImportHow, Vec<Cv>), StoreError> {
@@ -122,32 +139,18 @@ impl Store {
                 let reason = "it was replaced while it was being read";
                 return Err(StoreError::NotImportable { path: source.to_owned(), reason });
             }
-            return Ok((ImportHow::HardLink, self.hash_file(temp, layout, watch, None)?));
+            let reader = Reader::open(temp, self.direct)?;
+            return Ok((ImportHow::HardLink, hash_file((&reader, source), layout, watch, None)?));
         }
-        let from = File::open(source).wrap("open", source)?;
         let to = disk::create(temp, self.paths.file_mode)?;
-        if rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
-            return Ok((ImportHow::Reflink, self.hash_file(temp, layout, watch, None)?));
+        if rustix::fs::ioctl_ficlone(&to, file).is_ok() {
+            let reader = Reader::open(temp, self.direct)?;
+            return Ok((ImportHow::Reflink, hash_file((&reader, source), layout, watch, None)?));
         }
         disk::preallocate(&to, layout.bytes(), temp)?;
         let write = |offset: u64, bytes: &[u8]| to.write_all_at(bytes, offset).wrap("write", temp);
-        Ok((ImportHow::Copy, self.hash_file(source, layout, watch, Some(&write))?))
-    }
-
-    fn hash_file(
-        &self,
-        path: &Path,
-        layout: Layout,
-        Watch { stop, progress }: Watch<'_>,
-        tap: Option<Tap<'_>>,
-    ) -> Result<Vec<Cv>, StoreError> {
-        let reader = Reader::open(path, self.direct)?;
-        let pieces: Vec<u32> = (0..layout.pieces()).collect();
-        let hashed =
-            Pass { reader: &reader, path, layout, stop, progress, past_cache: false, tap, pace: None }.hash(&pieces)?;
-        let reason = "it got shorter while it was being read";
-        let short = StoreError::NotImportable { path: path.to_owned(), reason };
-        hashed.into_iter().collect::<Option<Vec<Cv>>>().ok_or(short)
+        let reader = Reader::of(file, source, self.direct)?;
+        Ok((ImportHow::Copy, hash_file((&reader, source), layout, watch, Some(&write))?))
     }
 
     /// Gives the blob its name. If the adopted file itself stands there, its place is taken: the content was just found to be the same.
@@ -180,6 +183,19 @@ impl Store {
         }
         Ok(())
     }
+}
+
+fn hash_file(
+    (reader, path): (&Reader, &Path),
+    layout: Layout,
+    Watch { stop, progress }: Watch<'_>,
+    tap: Option<Tap<'_>>,
+) -> Result<Vec<Cv>, StoreError> {
+    let pieces: Vec<u32> = (0..layout.pieces()).collect();
+    let hashed = Pass { reader, path, layout, stop, progress, past_cache: false, tap, pace: None }.hash(&pieces)?;
+    let reason = "it got shorter while it was being read";
+    let short = StoreError::NotImportable { path: path.to_owned(), reason };
+    hashed.into_iter().collect::<Option<Vec<Cv>>>().ok_or(short)
 }
 
 fn same_file(a: &Metadata, b: &Metadata) -> bool {

@@ -6,7 +6,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::block::{ALIGN, map};
@@ -83,6 +84,25 @@ pub(super) fn open(path: &Path) -> Result<File, StoreError> {
     OpenOptions::new().read(true).write(true).open(path).wrap("open", path)
 }
 
+/// Opens somebody else's file for reading, as it is at the end of a path without symbolic links: what is opened is what was
+/// seen, also when folders on the way are being swapped. Never waits, also not for a pipe.
+pub(super) fn open_theirs(path: &Path) -> Result<File, StoreError> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS);
+    let opened = match opened {
+        // A kernel before 5.6, or a filter of system calls: the last part at least is looked at.
+        Err(Errno::NOSYS | Errno::PERM) => rustix::fs::openat(CWD, path, flags, Mode::empty()),
+        opened => opened,
+    };
+    opened.map(File::from).map_err(std::io::Error::from).wrap("open", path)
+}
+
+/// The path under which the kernel has an open file of this process.
+pub(super) fn path_of(file: &File) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
 /// Opens an existing file past the page cache; none where the file system refuses.
 pub(super) fn open_direct(path: &Path, write: bool) -> Result<Option<File>, StoreError> {
     let flags = i32::try_from(OFlags::DIRECT.bits()).expect("open flags fit an i32");
@@ -95,7 +115,7 @@ pub(super) fn open_direct(path: &Path, write: bool) -> Result<Option<File>, Stor
 
 /// Whether this is how a file system says that it cannot bypass the page cache.
 pub(super) fn refuses_direct(error: &io::Error) -> bool {
-    matches!(rustix::io::Errno::from_io_error(error), Some(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP))
+    matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::OPNOTSUPP))
 }
 
 /// Whether files in `dir` can be written and read past the page cache: some file systems refuse only the first write.
@@ -126,7 +146,7 @@ pub(super) fn preallocate(file: &File, bytes: u64, path: &Path) -> Result<(), St
     }
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
         Ok(()) => Ok(()),
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
             let held = file.metadata().wrap("look at", path)?.len();
             file.set_len(held.max(bytes)).wrap("allocate", path)
         }

@@ -1,7 +1,7 @@
 //! Finding model files that lie on this node already. Looks at names and headers only; what becomes of them is for `adopt`.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -172,7 +172,7 @@ fn tensors_of(path: &Path, bytes: u64) -> Result<Option<Vec<safetensors::Tensor>
     if !path.file_name().and_then(|name| name.to_str()).is_some_and(check::is_safetensors) {
         return Ok(None);
     }
-    let file = File::open(path).map_err(|error| format!("it cannot be read: {error}"))?;
+    let file = disk::open_theirs(path).map_err(|error| format!("it cannot be read: {error}"))?;
     let header = check::read_header(&file, path, bytes).map_err(|error| error.to_string())?;
     let header = header.map_err(|bad| bad.to_string())?;
     safetensors::check(&header, bytes).map_err(|bad| bad.to_string())?;

@@ -94,6 +94,28 @@ pub(super) struct Tables {
 }
 
 impl Tables {
+    /// What the bytes of a log add up to; `path` is for messages alone.
+    pub(super) fn tell(bytes: &[u8], path: &std::path::Path, events_max: usize) -> Result<Self, StoreError> {
+        let decoded = record::decode::<Record>(bytes);
+        if let Some(Record::Index { version }) = decoded.records.first()
+            && *version != VERSION
+        {
+            return Err(StoreError::Format { path: path.to_owned(), found: *version, expected: VERSION });
+        }
+        if decoded.tail_bytes + decoded.bad_lines > 0 {
+            let (tail_bytes, bad_lines) = (decoded.tail_bytes, decoded.bad_lines);
+            tracing::warn!(path = %path.display(), tail_bytes, bad_lines, "index was damaged, kept the good records");
+        }
+        let mut tables = Self { next_lease: 1, next_seq: 1, ..Self::default() };
+        decoded.records.into_iter().for_each(|record| tables.apply(record, events_max));
+        Ok(tables)
+    }
+
+    /// The shortest log that adds up to this, as bytes.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        self.records().iter().flat_map(record::encode).collect()
+    }
+
     /// Applies one record. Records about what is not there change nothing: the log may have lost lines.
     fn apply(&mut self, record: Record, events_max: usize) {
         match record {
@@ -201,18 +223,7 @@ impl Index {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(StoreError::io("read", &path, error)),
         };
-        let decoded = record::decode::<Record>(&bytes);
-        if let Some(Record::Index { version }) = decoded.records.first()
-            && *version != VERSION
-        {
-            return Err(StoreError::Format { path, found: *version, expected: VERSION });
-        }
-        if decoded.tail_bytes + decoded.bad_lines > 0 {
-            let (tail_bytes, bad_lines) = (decoded.tail_bytes, decoded.bad_lines);
-            tracing::warn!(path = %path.display(), tail_bytes, bad_lines, "index was damaged, kept the good records");
-        }
-        let mut tables = Tables { next_lease: 1, next_seq: 1, ..Tables::default() };
-        decoded.records.into_iter().for_each(|record| tables.apply(record, events_max));
+        let tables = Tables::tell(&bytes, &path, events_max)?;
         let (file, end, records) = rewrite(&path, file_mode, &tables)?;
         Ok(Self { path, file, end, records, file_mode, events_max, tables })
     }

@@ -48,18 +48,19 @@ pub(super) struct Told {
 
 /// Reads a journal; none if there is none, or its first record is lost or of another version.
 pub(super) fn read(path: &Path) -> Option<Told> {
-    let bytes = std::fs::read(path).ok()?;
-    let decoded = record::decode::<Entry>(&bytes);
+    tell(&std::fs::read(path).ok()?, path)
+}
+
+/// What the bytes of a journal say; `path` is for the log alone.
+pub(super) fn tell(bytes: &[u8], path: &Path) -> Option<Told> {
+    let decoded = record::decode::<Entry>(bytes);
     if decoded.tail_bytes + decoded.bad_lines > 0 {
         let (tail_bytes, bad_lines) = (decoded.tail_bytes, decoded.bad_lines);
         tracing::info!(path = %path.display(), tail_bytes, bad_lines, "journal was torn, kept the good records");
     }
     let mut entries = decoded.records.into_iter();
     let Some(Entry::Partial { version: VERSION, name, bytes, piece_bytes }) = entries.next() else { return None };
-    if !piece_bytes.is_power_of_two() || piece_bytes < 1024 {
-        return None;
-    }
-    let layout = Layout::with_pieces_of(bytes, piece_bytes);
+    let layout = Layout::told(bytes, piece_bytes)?;
     let mut finished = BTreeMap::new();
     for entry in entries {
         match entry {
@@ -175,6 +176,14 @@ mod tests {
             journal.unfinished(0).expect("appends");
             let told = read(&path).expect("readable");
             assert_eq!(told.finished.keys().copied().collect::<Vec<_>>(), [5], "cut by {cut}");
+        }
+    }
+
+    #[test]
+    fn a_journal_of_an_impossible_blob_is_no_journal() {
+        for (bytes, piece_bytes) in [(u64::MAX, 1024), (9, 1000), (9, 512), (u64::MAX, 1 << 63), (9, 0)] {
+            let line = record::encode(&Entry::Partial { version: VERSION, name: name(), bytes, piece_bytes });
+            assert!(tell(&line, Path::new("x")).is_none(), "{bytes} in pieces of {piece_bytes}");
         }
     }
 

@@ -44,6 +44,7 @@ mod disk;
 mod error;
 mod find;
 mod heal;
+pub mod hostile;
 mod import;
 mod index;
 mod journal;

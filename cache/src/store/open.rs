@@ -3,7 +3,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 
@@ -67,11 +67,16 @@ impl Store {
     }
 }
 
-/// Takes the lock, and writes who holds it for others to read.
+/// Mode of the lock.
+const LOCK_MODE: u32 = 0o600;
+
+/// Takes the lock, and writes who holds it for the next one to read.
 fn lock(paths: &Paths) -> Result<File, StoreError> {
     let path = paths.lock();
     let mut options = File::options();
-    let mut file = options.read(true).write(true).create(true).truncate(false).open(&path).wrap("open", &path)?;
+    // For the daemon alone: who can open it can hold it, and keep the daemon from starting.
+    let options = options.read(true).write(true).create(true).truncate(false).mode(LOCK_MODE);
+    let mut file = options.open(&path).wrap("open", &path)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {

@@ -40,6 +40,14 @@ impl Reader {
         Ok(Self { direct, cached, refused: AtomicBool::new(false) })
     }
 
+    /// Of a file that is open already, whatever its path leads to by now.
+    pub(super) fn of(file: &File, path: &Path, direct: bool) -> Result<Self, StoreError> {
+        let cached = file.try_clone().wrap("open", path)?;
+        // Where there is no /proc, it is read through the page cache.
+        let direct = if direct { disk::open_direct(&disk::path_of(file), false).ok().flatten() } else { None };
+        Ok(Self { direct, cached, refused: AtomicBool::new(false) })
+    }
+
     /// Reads up to `bytes` bytes at an aligned offset into the block, and returns how many there were before the file's end.
     fn block(&self, memory: &mut MmapMut, offset: u64, bytes: usize) -> std::io::Result<usize> {
         let direct = self.direct.as_ref().filter(|_| !self.refused.load(Relaxed));

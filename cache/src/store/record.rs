@@ -20,7 +20,12 @@ pub(super) struct Decoded<T> {
 /// The line of one record, newline included.
 pub(super) fn encode<T: Serialize>(record: &T) -> Vec<u8> {
     let json = serde_json::to_string(record).expect("records hold only strings, numbers and lists");
-    format!("{} {json}\n", checksum(json.as_bytes())).into_bytes()
+    framed(json.as_bytes())
+}
+
+/// A text as a line, whatever it holds.
+pub(super) fn framed(json: &[u8]) -> Vec<u8> {
+    [checksum(json).as_bytes(), b" ", json, b"\n"].concat()
 }
 
 /// Reads all good records and says where they end. Never fails: what is not a record is no record.

@@ -39,9 +39,13 @@ impl Sidecar {
 
     /// Reads the sidecar of a blob; none if there is none, or it does not add up to the blob.
     pub(super) fn read(paths: &Paths, blob: BlobId, piece_bytes: u64) -> Option<Self> {
-        let bytes = std::fs::read(paths.sidecar(blob)).ok()?;
-        let sidecar = record::decode::<Self>(&bytes).records.pop()?;
-        let layout = Layout::with_pieces_of(sidecar.bytes, piece_bytes);
+        Self::tell(&std::fs::read(paths.sidecar(blob)).ok()?, blob, piece_bytes)
+    }
+
+    /// What the bytes of a sidecar say.
+    pub(super) fn tell(bytes: &[u8], blob: BlobId, piece_bytes: u64) -> Option<Self> {
+        let sidecar = record::decode::<Self>(bytes).records.pop()?;
+        let layout = Layout::told(sidecar.bytes, piece_bytes)?;
         let fits = sidecar.version == VERSION
             && sidecar.blob == blob
             && sidecar.piece_bytes == piece_bytes

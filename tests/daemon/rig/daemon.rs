@@ -15,6 +15,7 @@ use super::{Client, FaultOrigin, until};
 pub(crate) struct Settings {
     sections: BTreeMap<String, BTreeMap<String, String>>,
     origins: Vec<String>,
+    callers: Vec<String>,
     env: BTreeMap<String, String>,
     folder: Option<PathBuf>,
 }
@@ -41,6 +42,12 @@ impl Settings {
     /// Adds an origin as the file spells it.
     pub(crate) fn origin(mut self, text: &str) -> Self {
         self.origins.push(text.to_owned());
+        self
+    }
+
+    /// Adds a caller as the file spells it.
+    pub(crate) fn caller(mut self, text: &str) -> Self {
+        self.callers.push(text.to_owned());
         self
     }
 
@@ -82,6 +89,7 @@ impl Settings {
             keys.iter().for_each(|(key, value)| text.push_str(&format!("{key} = {value}\n")));
         }
         self.origins.iter().for_each(|origin| text.push_str(&format!("[[origin]]\n{origin}\n")));
+        self.callers.iter().for_each(|caller| text.push_str(&format!("[[caller]]\n{caller}\n")));
         text
     }
 }
@@ -225,6 +233,12 @@ impl Daemon {
     /// Its socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir().join("tierd.sock")
+    }
+
+    /// Puts a file beside its configuration, and gives its name back as the file spells it.
+    pub(crate) fn put(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.dir().join(name), text).expect("its folder can be written");
+        format!("\"{name}\"")
     }
 
     /// Its configuration file.

@@ -11,6 +11,7 @@ pub(crate) mod content;
 pub(crate) mod daemon;
 pub(crate) mod http;
 pub(crate) mod origin;
+pub(crate) mod pki;
 pub(crate) mod servers;
 pub(crate) mod watch;
 

@@ -98,6 +98,71 @@ fn what_cannot_be_adopted_is_refused_and_leaves_nothing() {
 }
 
 #[test]
+fn a_folder_that_becomes_a_link_is_not_walked_through() {
+    let (dir, data) = (folder(), content(7, BYTES));
+    let (store, _) = open(&dir);
+    let (found, secret) = (dir.path().join("found"), dir.path().join("secret"));
+    for (place, data) in [(&found, &data), (&secret, &content(8, BYTES))] {
+        fs::create_dir(place).expect("made");
+        fs::write(place.join("x.safetensors"), data).expect("writable");
+    }
+    // Between the scan and the adoption, a folder on the way is swapped for a link to where only the daemon may read.
+    fs::remove_dir_all(&found).expect("removed");
+    symlink(&secret, &found).expect("linked");
+    let adopted = adopt(&store, &found.join("x.safetensors"), "vae/x.safetensors");
+    assert!(matches!(adopted, Err(StoreError::Io { .. })), "{adopted:?}");
+    let rows = store.scan_import(dir.path()).expect("scans");
+    assert!(rows.iter().all(|row| !row.file.starts_with(&found)), "{rows:?}");
+    assert!(own_files(&dir).is_empty(), "{:?}", own_files(&dir));
+}
+
+#[test]
+fn a_file_that_is_swapped_for_a_link_while_it_is_imported_never_brings_in_what_the_link_points_to() {
+    let (dir, secret) = (folder(), content(9, BYTES));
+    // On another file system, where files are opened and copied.
+    let Ok(elsewhere) = tempfile::tempdir_in("/dev/shm") else { return };
+    let (store, _) = open(&dir);
+    let path = |name: &str| elsewhere.path().join(name);
+    fs::write(path("secret"), &secret).expect("writable");
+    use std::sync::atomic::Ordering::Relaxed;
+    const SWAPS: u64 = 500;
+    let swapped = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while swapped.load(Relaxed) < SWAPS {
+                fs::write(path("file"), content(10, 4096)).expect("writable");
+                fs::rename(path("file"), path("x.pt")).expect("renamed");
+                symlink(path("secret"), path("link")).expect("linked");
+                fs::rename(path("link"), path("x.pt")).expect("renamed");
+                swapped.fetch_add(1, Relaxed);
+            }
+        });
+        while swapped.load(Relaxed) < SWAPS {
+            if let Ok(adopted) = adopt(&store, &path("x.pt"), "vae/x.pt") {
+                assert_eq!(adopted.bytes, 4096, "what only the daemon may read became a model");
+                store.remove(adopted.blob).expect("removes");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_pipe_or_a_device_is_no_model_and_is_not_waited_for() {
+    let dir = folder();
+    let (store, _) = open(&dir);
+    let pipe = dir.path().join("x.safetensors");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("made");
+    let adopted = adopt(&store, &pipe, "vae/x.safetensors");
+    assert!(matches!(adopted, Err(StoreError::NotImportable { .. })), "{adopted:?}");
+    let rows = store.scan_import(dir.path()).expect("scans");
+    assert!(matches!(&rows[..], [row] if row.model.is_err()), "{rows:?}");
+    // Swapped in behind the look: opening it does not wait for who writes.
+    assert!(
+        !disk::open_theirs(&pipe).and_then(|file| file.metadata().wrap("look at", &pipe)).expect("opens").is_file()
+    );
+}
+
+#[test]
 fn a_later_write_to_an_adopted_file_is_noticed() {
     let (dir, data) = (folder(), content(6, BYTES));
     let (store, _) = open(&dir);
