@@ -63,6 +63,9 @@ pub(crate) struct ReplayArgs {
     /// Bytes a second from origins
     #[arg(long, value_name = "RATE", default_value = "1GB")]
     pub origin_rate: ByteSize,
+    /// Time to the first byte from origins
+    #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = tierd_cache::units::parse_duration)]
+    pub first_byte: std::time::Duration,
     /// Bytes a second from the disk
     #[arg(long, value_name = "RATE", default_value = "6GB")]
     pub disk_rate: ByteSize,
@@ -266,7 +269,7 @@ fn setup(args: &ReplayArgs, trace: &Trace, warm_up: usize) -> Result<Setup, Fail
         gpus: args.queue,
         visible: if args.queue == 0 { 0 } else { args.visible },
         node: if args.node == NodeArg::Apart { NodeKind::Apart } else { NodeKind::Copies },
-        links: Links { origin, disk, ram, ..Links::default() },
+        links: Links { origin, disk, ram, first_byte: args.first_byte.as_secs_f64() },
         foresight: args.policy == PolicyArg::Bound,
         warm_up,
     })

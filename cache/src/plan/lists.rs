@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::clock::Tick;
 use crate::engine::view::Tier;
 use crate::ids::BlobId;
-use crate::plan::{Beside, EvictionPolicy, Placement, Policy, Room, Standing};
+use crate::plan::{Beside, Costs, EvictionPolicy, Placement, Policy, Room, Standing};
 
 /// Two lists of one kind.
 #[derive(Debug, Default)]
@@ -62,6 +62,8 @@ impl<L: EvictionPolicy> Policy for Lists<L> {
         }
         Placement { to: Some(Tier::Ram), from_ram, ..Placement::default() }
     }
+
+    fn measured(&mut self, _costs: Costs) {}
 
     fn standing(&self, _tier: Tier, _blob: BlobId, _bytes: u64, _now: Tick) -> Option<Standing> {
         None

@@ -67,6 +67,9 @@ pub trait Policy: Send + std::fmt::Debug {
     /// A blob left a tier.
     fn removed(&mut self, tier: Tier, blob: BlobId);
 
+    /// What bytes cost on this node, as it was measured. Policies that do not weigh do not listen.
+    fn measured(&mut self, costs: Costs);
+
     /// What is known to be wanted soon, the next first: the whole truth, each time.
     fn expect(&mut self, blobs: &[(BlobId, u64)], now: Tick);
 

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::ids::OriginName;
+use crate::piece::PIECE_BYTES;
+use crate::plan::Costs;
 
 /// Observations that count: each new one fades the older by this share, so that about 32 are remembered. Fewer would follow
 /// noise, more would not follow a link that changed.
@@ -156,6 +158,26 @@ impl Rates {
         if rest == 0 { full } else { full + requests.seconds(rest as u32, piece_bytes) }
     }
 
+    /// What bytes cost here, as far as it was measured, `unmeasured` for the rest: an origin by a large file over `connections`, the disk
+    /// by what it takes to read a large file into RAM.
+    #[must_use]
+    pub fn costs(&self, origin: &OriginName, connections: u32, unmeasured: Costs) -> Costs {
+        const LARGE: u64 = 128;
+        let mut costs = unmeasured;
+        if self.of(origin).is_some_and(|requests| !requests.is_empty()) {
+            let (one, many) = (1, LARGE + 1);
+            let start = self.fetch_seconds(origin, connections, one, PIECE_BYTES);
+            let whole = self.fetch_seconds(origin, connections, many, PIECE_BYTES);
+            costs.origin_byte = (whole - start).max(f64::MIN_POSITIVE) / (LARGE * PIECE_BYTES) as f64;
+            costs.origin_first_byte = (start - costs.origin_byte * PIECE_BYTES as f64).max(0.0);
+        }
+        if let Some(seconds) = self.lock.seconds(LARGE * PIECE_BYTES) {
+            // Reading it is never faster than having it.
+            costs.disk_byte = (seconds / (LARGE * PIECE_BYTES) as f64).max(costs.ram_byte);
+        }
+        costs
+    }
+
     /// Seconds to look at so many models.
     #[must_use]
     pub fn look_seconds(&self, models: usize) -> f64 {
@@ -263,5 +285,21 @@ mod tests {
         rates.request(&origin, 16, 8 * MIB, seconds(0.5));
         assert!((rates.fetch_seconds(&origin, 4, 4, 8 * MIB) - 0.5).abs() < 1e-6);
         assert!((rates.fetch_seconds(&origin, 64, 64, 8 * MIB) - 0.5).abs() < 1e-6);
+    }
+
+    #[test]
+    fn costs_are_what_was_measured_and_the_presets_where_nothing_was() {
+        let origin = OriginName::new("o");
+        let mut rates = Rates::default();
+        assert_eq!(rates.costs(&origin, 16, Costs::default()), Costs::default());
+        for _ in 0..8 {
+            rates.request(&origin, 16, 8 * MIB, seconds(0.4));
+            rates.lock.saw(512 * MIB, seconds(1.0));
+        }
+        let costs = rates.costs(&origin, 16, Costs::default());
+        // 16 pieces of 8 MiB in 0.4 s; 512 MiB a second from the disk.
+        assert!((costs.origin_byte * (320 * MIB) as f64 - 1.0).abs() < 0.01, "{costs:?}");
+        assert!((costs.disk_byte * (512 * MIB) as f64 - 1.0).abs() < 0.3, "{costs:?}");
+        assert_eq!(costs.ram_byte, Costs::default().ram_byte);
     }
 }

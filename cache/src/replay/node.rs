@@ -108,7 +108,14 @@ fn slot(tier: Tier) -> usize {
 
 fn executor(kind: NodeKind) -> Executor {
     let apart = kind == NodeKind::Apart;
-    Executor { apart, places: true, readers_hold: true, piece_bytes: PIECE_BYTES, connections_start: AT_ONCE_MAX }
+    Executor {
+        apart,
+        places: true,
+        readers_hold: true,
+        measures: false,
+        piece_bytes: PIECE_BYTES,
+        connections_start: AT_ONCE_MAX,
+    }
 }
 
 fn state(trace: &Trace, setup: &Setup) -> State {

@@ -58,10 +58,10 @@ use crate::engine::event::{Effect, Event, RequestId};
 use crate::engine::view::{LeaseView, Trust};
 use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Sha256Digest};
 use crate::piece::PIECE_BYTES;
-use crate::plan::Policy;
 use crate::plan::connections::{self, Connections};
 use crate::plan::expected::Expected;
 use crate::plan::rates::Rates;
+use crate::plan::{Costs, Policy};
 use crate::store::{Inventory, PartialName, StoredLink};
 use crate::units::Share;
 
@@ -110,6 +110,8 @@ pub struct Executor {
     pub places: bool,
     /// Whoever asked for models reads them after they are ready, and says so with [`Event::Leave`]: they are held until then.
     pub readers_hold: bool,
+    /// What bytes cost is measured as they move, and the policy told. Without it the policy keeps what it was built with.
+    pub measures: bool,
     /// Bytes of a piece.
     pub piece_bytes: u64,
     /// Connections that each origin starts with.
@@ -122,6 +124,7 @@ impl Default for Executor {
             apart: false,
             places: false,
             readers_hold: false,
+            measures: true,
             piece_bytes: PIECE_BYTES,
             connections_start: connections::START,
         }
@@ -227,6 +230,9 @@ pub struct State {
     /// The time of the last event or question: what decisions are remembered by.
     now: Tick,
     decisions: Decisions,
+    /// What the policy was told last, and when it may be told again.
+    costs: Costs,
+    costs_due: Tick,
     out: Vec<Effect>,
 }
 
@@ -292,6 +298,8 @@ impl State {
             wall,
             now,
             decisions: Decisions::default(),
+            costs: Costs::default(),
+            costs_due: now,
             out: Vec::new(),
         };
         state.take_over(inventory, now);
@@ -353,6 +361,7 @@ impl State {
     /// connections.
     fn settle(&mut self, now: Tick) {
         self.now = now;
+        self.tell_costs(now);
         loop {
             let before = self.let_go;
             self.admit_ensures(now);

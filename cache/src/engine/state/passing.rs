@@ -81,7 +81,8 @@ impl State {
             }
             let placed = self.memory.queue.contains(&id) || self.passing.waiting.contains(&id);
             let leased = blob.models.iter().any(|model| self.is_leased(model));
-            if placed || leased || blob.holds > 0 || blob.fate != Fate::Kept {
+            let used = blob.holds > 0 || self.vram.ledger.holds(id);
+            if placed || leased || used || blob.fate != Fate::Kept {
                 self.passing.unsure.insert(id);
             } else {
                 self.start_removal(id);

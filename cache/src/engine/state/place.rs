@@ -1,14 +1,42 @@
 //! Where what was just read stays. The policy weighs; here its answer is carried out, one effect at a time.
 
+use std::time::Duration;
+
 use crate::clock::Tick;
 use crate::engine::state::ensure::{Ensure, Want};
 use crate::engine::state::{Fate, State};
 use crate::engine::view::{DemoteReason, EvictReason, Priority, Tier};
 use crate::fault::Fault;
 use crate::ids::{BlobId, ModelKey};
-use crate::plan::{Beside, Placement, Room, TierRoom};
+use crate::plan::{Beside, Costs, Placement, Room, TierRoom};
+
+/// Between two looks at what bytes cost.
+const COSTS_INTERVAL: Duration = Duration::from_secs(60);
+/// A cost that changed less than this many times is not told: nothing would be decided otherwise.
+const COSTS_CHANGE: f64 = 1.2;
 
 impl State {
+    /// Tells the policy what bytes cost here, if that is another than it knows.
+    pub(super) fn tell_costs(&mut self, now: Tick) {
+        if !self.config.executor.measures || now < self.costs_due {
+            return;
+        }
+        self.costs_due = now.after(COSTS_INTERVAL);
+        let Some(lane) = self.lanes.iter().find(|lane| self.rates.of(&lane.origin).is_some_and(|of| !of.is_empty()))
+        else {
+            return;
+        };
+        let costs = self.rates.costs(&lane.origin, lane.connections.allowed(), Costs::default());
+        let changed = |is: f64, was: f64| is > was * COSTS_CHANGE || was > is * COSTS_CHANGE;
+        if changed(costs.origin_byte, self.costs.origin_byte)
+            || changed(costs.disk_byte, self.costs.disk_byte)
+            || changed(costs.origin_first_byte, self.costs.origin_first_byte)
+        {
+            self.costs = costs;
+            self.plan.measured(costs);
+        }
+    }
+
     /// Tells the policy what a caller wants, as far as its content is known by now. The rest is told when it is here.
     pub(super) fn count(&mut self, wants: &mut [Want], now: Tick) {
         let mut set = Beside::default();

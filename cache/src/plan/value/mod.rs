@@ -287,6 +287,21 @@ impl Policy for Value {
         self.change(blob, bytes, |row| if tier == Tier::Ram { row.ram = false } else { row.disk = false });
     }
 
+    fn measured(&mut self, costs: Costs) {
+        let alone = |costs: &Costs, tier, bytes| costs.saved(tier, bytes, Beside::default());
+        let scale = |tier, bytes| alone(&costs, tier, bytes) / alone(&self.costs, tier, bytes).max(f64::MIN_POSITIVE);
+        let scales: Vec<(BlobId, u64, f64, f64)> = (self.known.iter())
+            .map(|(blob, row)| (*blob, row.bytes, scale(Tier::Nvme, row.bytes), scale(Tier::Ram, row.bytes)))
+            .collect();
+        self.costs = costs;
+        for (blob, bytes, disk, ram) in scales {
+            self.change(blob, bytes, |row| {
+                row.disk_saves *= disk;
+                row.ram_saves *= ram;
+            });
+        }
+    }
+
     fn expect(&mut self, blobs: &[(BlobId, u64)], _now: Tick) {
         self.expected.clear();
         for (place, (blob, bytes)) in blobs.iter().enumerate() {

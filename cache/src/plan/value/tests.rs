@@ -150,3 +150,18 @@ fn a_small_file_that_is_ready_before_a_large_one_beside_it_is_worth_less_than_al
     assert!((shared - 0.2).abs() < 0.01, "{shared}");
     assert!(hidden < alone / 5.0, "{hidden} {alone}");
 }
+
+#[test]
+fn a_slower_origin_makes_what_was_counted_before_worth_more_too() {
+    let mut policy = policy(&[(1, GB, 5), (2, 7 * GB, 5)]);
+    let saved = |policy: &Value, n| {
+        policy.standing(Tier::Nvme, blob(n), policy.bytes(blob(n)), seconds(60)).expect("it weighs").saved_seconds
+    };
+    let before = [saved(&policy, 1), saved(&policy, 2)];
+    policy.measured(Costs { origin_first_byte: 1.0, origin_byte: 1e-8, ..Costs::default() });
+    for (n, before) in [1, 2].into_iter().zip(before) {
+        let after = saved(&policy, n);
+        assert!((9.0..=13.0).contains(&(after / before)), "{before} {after}");
+    }
+    assert_eq!(policy.victims(Tier::Nvme, 1, &|id| Some(policy.bytes(id)), seconds(60)).len(), 1);
+}
