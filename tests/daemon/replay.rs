@@ -124,11 +124,14 @@ async fn a_live_run_takes_as_long_as_its_replay_says() {
         running.spawn(async move {
             let models: Vec<&str> = models.iter().map(String::as_str).collect();
             let ready = client.ready(&models).await;
-            ready.elapsed.and_then(Span::to_std).expect("always set").as_secs_f64()
+            let elapsed = ready.elapsed.and_then(Span::to_std).expect("always set").as_secs_f64();
+            let missed = ready.models.iter().filter(|model| model.from() == tierd::rpc::pb::Tier::Origin);
+            (elapsed, missed.map(|model| model.bytes).sum::<u64>())
         });
     }
     let waited = running.join_all().await;
-    let live = waited.iter().sum::<f64>() / waited.len() as f64;
+    let live = waited.iter().map(|(elapsed, _)| elapsed).sum::<f64>() / waited.len() as f64;
+    let missed = waited.iter().map(|(_, missed)| missed / MIB).sum::<u64>();
     daemon.stop().await;
     let trace = std::fs::read_dir(&traces)
         .expect("it was recorded")
@@ -142,6 +145,7 @@ async fn a_live_run_takes_as_long_as_its_replay_says() {
     let told = json(&replay(&[&[&*trace.to_string_lossy()], &sizes[..], &links].concat()));
     assert_eq!(told["requests"], LIVE_REQUESTS, "each request was recorded");
     let replayed = told["ready"]["mean"].as_f64().expect("a number");
+    println!("waited for {missed} MiB; the replay fetched {} B", told["origin_bytes"]);
     println!("mean time to ready: live {live:.3} s, replayed {replayed:.3} s, ratio {:.3}", live / replayed);
     assert!((0.8..=1.2).contains(&(live / replayed)), "live {live:.3} s, replayed {replayed:.3} s");
 }

@@ -1,4 +1,5 @@
-//! One link: demands share it evenly, prefetches get it one after the other while no demand is on it.
+//! One link: demands share it evenly, or get it in the order in which they came; prefetches get it one after the other while no demand is
+//! on it.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -14,6 +15,9 @@ pub(super) struct Link {
     carried: f64,
     /// Demands by the sum at which they end. All sums are positive, so that their bits sort as they do.
     demands: BinaryHeap<Reverse<(u64, usize)>>,
+    /// Demands of a link that is not shared, in order, with the bytes that are left.
+    line: VecDeque<(usize, f64)>,
+    fair: bool,
     /// Prefetches in order, with the bytes that are left.
     prefetches: VecDeque<(usize, f64)>,
     /// Seconds that anything was on it.
@@ -21,8 +25,11 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// A link that demands share.
     pub(super) fn new(bytes_per_second: f64) -> Self {
         Self {
+            line: VecDeque::new(),
+            fair: true,
             bytes_per_second,
             now: 0.0,
             carried: 0.0,
@@ -32,13 +39,18 @@ impl Link {
         }
     }
 
+    /// A link that carries one demand after the other, as the daemon fetches when the link is what is short.
+    pub(super) fn in_order(bytes_per_second: f64) -> Self {
+        Self { fair: false, ..Self::new(bytes_per_second) }
+    }
+
     /// Lets time pass. No transfer may end before `now`.
     pub(super) fn advance(&mut self, now: f64) {
         let elapsed = now - self.now;
         self.now = now;
         if !self.demands.is_empty() {
             self.carried += elapsed * self.bytes_per_second / self.demands.len() as f64;
-        } else if let Some((_, left)) = self.prefetches.front_mut() {
+        } else if let Some((_, left)) = self.line.front_mut().or(self.prefetches.front_mut()) {
             *left -= elapsed * self.bytes_per_second;
         } else {
             return;
@@ -52,7 +64,8 @@ impl Link {
             let left = (f64::from_bits(*end) - self.carried).max(0.0);
             return Some(self.now + left * self.demands.len() as f64 / self.bytes_per_second);
         }
-        self.prefetches.front().map(|(_, left)| self.now + left.max(0.0) / self.bytes_per_second)
+        let next = self.line.front().or(self.prefetches.front());
+        next.map(|(_, left)| self.now + left.max(0.0) / self.bytes_per_second)
     }
 
     /// Takes the transfer that ends now.
@@ -61,10 +74,15 @@ impl Link {
             self.carried = self.carried.max(f64::from_bits(end));
             return Some(transfer);
         }
-        self.prefetches.pop_front().map(|(transfer, _)| transfer)
+        let next = self.line.pop_front().or_else(|| self.prefetches.pop_front());
+        next.map(|(transfer, _)| transfer)
     }
 
     pub(super) fn demand(&mut self, transfer: usize, bytes: f64) {
+        if !self.fair {
+            self.line.push_back((transfer, bytes.max(0.0)));
+            return;
+        }
         self.demands.push(Reverse(((self.carried + bytes.max(0.0)).to_bits(), transfer)));
     }
 
@@ -106,6 +124,15 @@ mod tests {
         link.demand(1, 30.0);
         // Both have had 10 after two seconds; the rest has the link alone.
         assert_eq!(run(&mut link), [(0, 2.0), (1, 4.0)]);
+    }
+
+    #[test]
+    fn a_link_in_order_carries_one_demand_after_the_other_and_no_prefetch_before_them() {
+        let mut link = Link::in_order(10.0);
+        link.prefetch(2, 10.0);
+        link.demand(0, 30.0);
+        link.demand(1, 10.0);
+        assert_eq!(run(&mut link), [(0, 3.0), (1, 4.0), (2, 5.0)]);
     }
 
     #[test]

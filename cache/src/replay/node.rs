@@ -153,12 +153,14 @@ fn catalog(trace: &Trace) -> Catalog {
 impl<'a> Node<'a> {
     fn new(trace: &'a Trace, setup: &'a Setup, log: &'a mut dyn FnMut(&Move<'_>)) -> Self {
         let links = setup.links;
+        let shared = setup.node == NodeKind::Apart;
+        let origin = if shared { Link::new(links.origin) } else { Link::in_order(links.origin) };
         let mut node = Self {
             trace,
             setup,
             state: state(trace, setup),
             now: 0.0,
-            links: [Link::new(links.origin), Link::new(links.disk), Link::new(links.ram)],
+            links: [origin, Link::new(links.disk), Link::new(links.ram)],
             transfers: Vec::new(),
             spare: Vec::new(),
             delayed: BinaryHeap::new(),
