@@ -8,6 +8,7 @@ use tierd_cache::config::{
     RamConfig, StoreConfig, VramConfig,
 };
 use tierd_cache::plan::PolicyKind;
+use tierd_cache::plan::predict::{PredictConfig, PredictMode};
 use tierd_cache::units::Share;
 
 use crate::comfy::bridge::{SERVERS_MAX, ServerConfig};
@@ -36,6 +37,7 @@ pub(super) fn build(raw: &Raw, reader: &mut Reader<'_>) -> Config {
         store,
         ram: ram(raw, reader),
         plan: plan(raw),
+        predict: predict(raw),
         vram: vram(raw, reader),
         origins: found,
         fetch: fetch(raw, reader),
@@ -99,6 +101,17 @@ fn plan(raw: &Raw) -> PlanConfig {
     let named = words(raw.tables.get(&Section::Store), "policy");
     let policy = named.and_then(|name| PolicyKind::from_name(&name)).unwrap_or_default();
     PlanConfig { policy, ..PlanConfig::default() }
+}
+
+fn predict(raw: &Raw) -> PredictConfig {
+    let table = raw.tables.get(&Section::Predict);
+    let predict = PredictConfig::default();
+    let share = |key| count32(table, key).map(|percent| f64::from(percent) / 100.0);
+    PredictConfig {
+        mode: words(table, "mode").and_then(|name| PredictMode::from_name(&name)).unwrap_or(predict.mode),
+        threshold: share("threshold_percent").unwrap_or(predict.threshold),
+        precision: share("precision_percent").unwrap_or(predict.precision),
+    }
 }
 
 fn ram(raw: &Raw, reader: &mut Reader<'_>) -> RamConfig {

@@ -32,6 +32,7 @@ pub(crate) const METHODS: &[&str] = &[
     "GetFlight",
     "GetModel",
     "GetNode",
+    "GetPredictions",
     "GetReport",
     "Import",
     "ListComfyServers",

@@ -15,6 +15,7 @@ mod listen;
 mod node;
 mod occurrence;
 mod placement;
+mod predictions;
 mod report;
 mod server;
 pub mod time;

@@ -99,6 +99,7 @@ impl Engine {
             Command::Node(reply) => {
                 let _ = reply.send(self.node());
             }
+            Command::Predictions(reply) => drop(reply.send(self.state.predictions(now))),
             Command::Report(hours, reply) => drop(reply.send(self.report_on(hours))),
             Command::Watch(since, reply) => {
                 let _ = reply.send(self.chronicle.watch(since));

@@ -37,6 +37,18 @@ impl State {
 
     /// What the policy says about a blob, wherever it is.
     fn weigh(&self, blob: BlobId, bytes: u64, in_hand: bool, now: Tick) -> Placement {
+        self.weigh_in(blob, bytes, in_hand, now, |_| ())
+    }
+
+    /// The same in a room that is changed before the policy sees it.
+    pub(super) fn weigh_in(
+        &self,
+        blob: BlobId,
+        bytes: u64,
+        in_hand: bool,
+        now: Tick,
+        change: impl FnOnce(&mut Room<'_>),
+    ) -> Placement {
         let leased = self.leased();
         let may_leave_disk = |id: BlobId| {
             let may_go = self.is_evictable(id, &leased) || self.can_shed(id);
@@ -47,7 +59,7 @@ impl State {
         let size = |id: &BlobId| self.blobs.get(id).map_or(0, |blob| blob.bytes);
         let to_disk: u64 = self.passing.waiting.iter().map(size).sum();
         let to_ram: u64 = self.memory.queue.iter().map(size).sum();
-        let room = Room {
+        let mut room = Room {
             disk: TierRoom {
                 limit: self.disk.limit(),
                 free: (self.disk.free() + self.leaving()).saturating_sub(to_disk),
@@ -61,6 +73,7 @@ impl State {
             ram_alone: self.config.executor.apart,
             in_hand: in_hand && self.config.executor.apart,
         };
+        change(&mut room);
         self.plan.place(blob, bytes, &room, now)
     }
 
@@ -86,7 +99,7 @@ impl State {
         self.carry_out(blob, &wanted_by, &placement);
     }
 
-    fn carry_out(&mut self, blob: BlobId, wanted_by: &ModelKey, placement: &Placement) {
+    pub(super) fn carry_out(&mut self, blob: BlobId, wanted_by: &ModelKey, placement: &Placement) {
         let policy = self.plan.name();
         let evicted = EvictReason::Room { wanted_by: wanted_by.clone(), policy: policy.to_owned() };
         let demoted = DemoteReason::Room { wanted_by: wanted_by.clone(), policy: policy.to_owned() };

@@ -421,7 +421,10 @@ impl State {
             return Err(Fault::NotFound { what: format!("lease {lease}"), hint });
         };
         let what = What::Unpinned { lease, owner: ended.view.owner.clone(), expired: false };
-        Ok((ended.view, vec![Effect::EndLease(lease), Effect::Record(what)]))
+        self.out.extend([Effect::EndLease(lease), Effect::Record(what)]);
+        // What it held in RAM may be more than RAM may hold by now.
+        self.settle(self.settled);
+        Ok((ended.view, std::mem::take(&mut self.out)))
     }
 
     pub(super) fn expire_leases(&mut self, now: Tick) {

@@ -1,7 +1,8 @@
 //! What the engine tells about itself: plain values, no channels. The proto messages mirror these words.
-//! What happened, and why, is in `happened`.
+//! What happened, and why, is in `happened`; what is guessed in `predict`.
 
 mod happened;
+mod predict;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Sha2
 use crate::vram::WorkerView;
 
 pub use self::happened::{DemoteReason, EvictReason, Occurrence, What};
+pub use self::predict::{GuessView, HabitView, PredictView};
 
 /// A tier. Smaller is faster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
