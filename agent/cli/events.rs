@@ -100,6 +100,15 @@ pub(crate) fn words(what: &What) -> String {
             size(advised.total_bytes),
             advised.unload.join(", ")
         ),
+        What::Predicts(predicts) => {
+            let (habit, step, percent) = (&predicts.habit, &predicts.step, predicts.precision_percent);
+            let what = if predicts.acts { "are acted on" } else { "are not acted on any more" };
+            let level = &predicts.level;
+            format!(
+                "{level} guesses by {habit} ({step}) {what}: {percent}% of the last {} were right",
+                predicts.guesses
+            )
+        }
         What::Freed(freed) if freed.detail.is_empty() => {
             format!("worker {} was told to unload its models", freed.worker)
         }

@@ -23,6 +23,7 @@ pub mod exit;
 mod fleet;
 mod models;
 mod out;
+mod predictions;
 mod progress;
 mod push;
 mod ram;
@@ -111,6 +112,8 @@ enum Command {
     Report(report::ReportArgs),
     /// Say why a model is where it is: what it is worth, what goes next, what was decided
     Why(why::WhyArgs),
+    /// Show which models are likely to be asked for next, and how such guesses have done here
+    Predictions,
     /// List the processes that load models onto GPUs, and what they hold there
     Workers,
     /// Show what happened, and why
@@ -168,6 +171,7 @@ impl Command {
             | Self::Readiness(_)
             | Self::Report(_)
             | Self::Why(_)
+            | Self::Predictions
             | Self::Events(_)
             | Self::Comfy(_)
             | Self::Health => Vec::new(),
@@ -328,6 +332,7 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::Fleet(args) => fleet::fleet(context, args).await,
         Command::Report(args) => report::report(context, args).await,
         Command::Why(args) => why::why(context, args).await,
+        Command::Predictions => predictions::predictions(context).await,
         Command::Workers => workers::workers(context).await,
         Command::Events(args) => events::events(context, args).await,
         Command::Replay(args) => replay::replay(context, &args),
@@ -399,12 +404,14 @@ mod tests {
             "tierd readiness vae/a vae/b --target ram --json",
             "tierd report --since 7d --json",
             "tierd workers --json",
+            "tierd predictions --json",
             "tierd models --tier vram",
             "tierd events --follow --since 7",
             "tierd health --socket https://node:7443 --ca ca.pem",
             "tierd check-config --example",
             "tierd demo --size 300MiB --keep",
             "tierd replay week.csv.gz --policy lru --ram 64GiB --disk 25% --queue 2 --json --decisions moves.csv",
+            "tierd replay week.csv --predictor habits",
             "tierd comfy status --prompts 3 --json",
             "tierd comfy paths --models /m --last",
             "tierd comfy install /c --link /p",

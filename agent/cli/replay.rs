@@ -12,7 +12,7 @@ use serde::Serialize;
 use tierd_cache::plan::PolicyKind;
 use tierd_cache::replay::report::{Move, Report, tier_name};
 use tierd_cache::replay::trace::Trace;
-use tierd_cache::replay::{Links, NodeKind, Setup};
+use tierd_cache::replay::{Links, NodeKind, PredictorKind, Setup};
 use tierd_cache::units::{ByteSize, Share};
 
 use crate::cli::Context;
@@ -44,6 +44,9 @@ pub(crate) struct ReplayArgs {
     /// What is kept and what goes; `bound` knows the future, and is only there to be measured by
     #[arg(long, value_enum, default_value = "value")]
     pub policy: PolicyArg,
+    /// Who guesses what comes next; it is acted on once it has proved right, as in the daemon
+    #[arg(long, value_enum, default_value = "none")]
+    pub predictor: PredictorArg,
     /// RAM that models may hold, or a share of the trace's distinct bytes
     #[arg(long, default_value = "6.25%")]
     pub ram: Share,
@@ -117,6 +120,21 @@ pub(crate) enum PolicyArg {
     S3fifo,
     /// Knows when each file is wanted next
     Bound,
+}
+
+/// Who guesses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PredictorArg {
+    /// Nobody
+    None,
+    /// The daemon's predictor
+    Habits,
+    /// One that is always sure and always wrong
+    #[value(hide = true)]
+    Poisoned,
+    /// One that is right until it is believed, and wrong from then on
+    #[value(hide = true)]
+    Turncoat,
 }
 
 /// What the replayed node can do.
@@ -268,6 +286,12 @@ fn setup(args: &ReplayArgs, trace: &Trace, warm_up: usize) -> Result<Setup, Fail
         disk: args.disk.of(whole),
         gpus: args.queue,
         visible: if args.queue == 0 { 0 } else { args.visible },
+        predictor: match args.predictor {
+            PredictorArg::None => PredictorKind::None,
+            PredictorArg::Habits => PredictorKind::Habits,
+            PredictorArg::Poisoned => PredictorKind::Poisoned,
+            PredictorArg::Turncoat => PredictorKind::Turncoat,
+        },
         node: if args.node == NodeArg::Apart { NodeKind::Apart } else { NodeKind::Copies },
         links: Links { origin, disk, ram, first_byte: args.first_byte.as_secs_f64() },
         foresight: args.policy == PolicyArg::Bound,
@@ -327,6 +351,21 @@ fn print(context: &Context, report: &Report) -> Outcome {
             size(prefetch.wasted)
         ))?;
     }
+    let guesses = report.guesses;
+    if guesses.predictor != PredictorKind::None.name() {
+        out.line(format_args!(
+            "guesses     by {}: likeliest right {} of {} ({}); of those that would move bytes {} of {}; acted on {}, right {}; switched {} times",
+            guesses.predictor,
+            guesses.top_right,
+            guesses.top,
+            percent(guesses.precision()),
+            guesses.moves_right,
+            guesses.moves,
+            guesses.acted,
+            guesses.acted_right,
+            guesses.switched
+        ))?;
+    }
     if report.refused > 0 {
         out.line(format_args!(
             "refused     {} requests: a file is larger than all that may go for it",
@@ -334,4 +373,39 @@ fn print(context: &Context, report: &Report) -> Outcome {
         ))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guesses_never_cost_more_than_a_hundredth_of_the_waiting_on_any_budget() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/traces/synthetic.csv.gz");
+        let mut trace = Trace::default();
+        trace.read(&text(&file).expect("it is there")).expect("a good trace");
+        let beside = beside(&file).expect("it is there too");
+        trace.read_requests(&text(&beside).expect("readable"), 0).expect("good too");
+        let whole = trace.distinct_bytes(0);
+        for percent in [5, 10, 25, 50] {
+            let disk = whole / 100 * percent;
+            let mean = |predictor| {
+                let setup = Setup {
+                    policy: PolicyKind::Value,
+                    ram: disk / 4,
+                    disk,
+                    gpus: 0,
+                    visible: 0,
+                    predictor,
+                    node: NodeKind::Apart,
+                    links: Links::default(),
+                    foresight: false,
+                    warm_up: 0,
+                };
+                tierd_cache::replay::run(&trace, &setup, &mut |_| ()).stall.mean
+            };
+            let [blind, guessed] = [PredictorKind::None, PredictorKind::Habits].map(mean);
+            assert!(guessed <= blind * 1.01, "{percent} %: {guessed} against {blind}");
+        }
+    }
 }

@@ -8,6 +8,7 @@ use tierd_cache::config::{
     RamConfig, StoreConfig, TraceConfig, VramConfig,
 };
 use tierd_cache::plan::PolicyKind;
+use tierd_cache::plan::predict::{PredictConfig, PredictMode};
 use tierd_cache::units::Share;
 
 use crate::comfy::bridge::{SERVERS_MAX, ServerConfig};
@@ -40,6 +41,7 @@ pub(super) fn build(raw: &Raw, reader: &mut Reader<'_>) -> Config {
         ram: ram(raw, reader),
         plan: plan(raw),
         trace: trace(raw, reader),
+        predict: predict(raw),
         vram: vram(raw, reader),
         origins: found,
         fetch: fetch(raw, reader),
@@ -135,6 +137,17 @@ fn trace(raw: &Raw, reader: &mut Reader<'_>) -> TraceConfig {
     trace.hash_names = flag(Some(table), "hash_names").unwrap_or(trace.hash_names);
     trace.bytes_max = count(Some(table), "bytes_max").unwrap_or(trace.bytes_max);
     trace
+}
+
+fn predict(raw: &Raw) -> PredictConfig {
+    let table = raw.tables.get(&Section::Predict);
+    let predict = PredictConfig::default();
+    let share = |key| count32(table, key).map(|percent| f64::from(percent) / 100.0);
+    PredictConfig {
+        mode: words(table, "mode").and_then(|name| PredictMode::from_name(&name)).unwrap_or(predict.mode),
+        threshold: share("threshold_percent").unwrap_or(predict.threshold),
+        precision: share("precision_percent").unwrap_or(predict.precision),
+    }
 }
 
 fn ram(raw: &Raw, reader: &mut Reader<'_>) -> RamConfig {

@@ -27,6 +27,11 @@ impl fmt::Display for Config {
         writeln!(f, "\n[ram]")?;
         put(f, "budget", &exact_share(ram.budget))?;
         ram.reserve.map_or(Ok(()), |reserve| put(f, "reserve", &exact_share(reserve)))?;
+        let predict = &self.engine.predict;
+        writeln!(f, "\n[predict]")?;
+        put(f, "mode", &predict.mode.name())?;
+        writeln!(f, "threshold_percent = {:.0}", predict.threshold * 100.0)?;
+        writeln!(f, "precision_percent = {:.0}", predict.precision * 100.0)?;
         for origin in &self.engine.origins {
             put_origin(f, origin)?;
         }

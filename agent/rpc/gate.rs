@@ -36,6 +36,7 @@ pub(crate) const METHODS: &[(&str, Role)] = &[
     ("GetFlight", Role::Read),
     ("GetModel", Role::Read),
     ("GetNode", Role::Read),
+    ("GetPredictions", Role::Read),
     ("GetReport", Role::Read),
     ("Import", Role::Admin),
     ("ListComfyServers", Role::Read),

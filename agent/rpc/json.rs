@@ -44,6 +44,7 @@ words! {
     workflow_form: WorkflowForm, "WORKFLOW_FORM_";
     need_match: NeedMatch, "NEED_MATCH_";
     idle_reason: IdleReason, "IDLE_REASON_";
+    predict_mode: PredictMode, "PREDICT_MODE_";
     prompt_state: PromptState, "PROMPT_STATE_";
 }
 

@@ -20,6 +20,7 @@ mod meter;
 mod node;
 mod occurrence;
 mod placement;
+mod predictions;
 mod report;
 mod server;
 mod subject;

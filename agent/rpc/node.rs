@@ -39,6 +39,14 @@ impl pb::node_service_server::NodeService for Node {
         Ok(Response::new(pb::GetNodeResponse { node: Some(whole(&node, &seen, &self.activity)) }))
     }
 
+    async fn get_predictions(
+        &self,
+        _: Request<pb::GetPredictionsRequest>,
+    ) -> Result<Response<pb::GetPredictionsResponse>, Status> {
+        let seen = answer(ANSWER_WAIT, self.engine.predictions()).await?;
+        Ok(Response::new((&seen).into()))
+    }
+
     async fn watch(&self, request: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let request = request.into_inner();
         if request.follow_state {

@@ -131,6 +131,18 @@ fn what(what: &What) -> pb::occurrence::What {
             used_bytes: *used,
             unload: unload.clone(),
         }),
+        What::Predicts { habit, step, level, acts, precision_percent, guesses, saved_ms, lost_ms } => {
+            Pb::Predicts(pb::PredictsOccurrence {
+                habit: habit.clone(),
+                step: step.clone(),
+                level: level.clone(),
+                acts: *acts,
+                precision_percent: *precision_percent,
+                guesses: *guesses,
+                saved: Some(Duration::from_millis(*saved_ms).into()),
+                lost: Some(Duration::from_millis(*lost_ms).into()),
+            })
+        }
         What::Freed { worker, detail } => {
             Pb::Freed(pb::FreedOccurrence { worker: worker.to_string(), detail: detail.clone() })
         }

@@ -79,10 +79,13 @@ the reasons as text, or as JSON to `Accept: application/json`.
 mod tests {
     use std::time::Duration;
 
+    use tierd_cache::engine::event::Guessed;
     use tierd_cache::engine::view::{DemoteReason, EvictReason, Phase, Tier};
     use tierd_cache::ids::OriginName;
     use tierd_cache::metrics as measured;
     use tierd_cache::plan::calibration::Class;
+    use tierd_cache::plan::predict::Habit;
+    use tierd_cache::plan::predict::shadow::{Kind as PredictKind, Level, Settled, Step};
 
     use super::*;
 
@@ -138,6 +141,19 @@ mod tests {
             measured::vram::received(measured::vram::Hint::Report);
             measured::vram::dropped(measured::vram::Dropped::Unknown);
             measured::ahead(tierd_cache::engine::event::Ahead::Dropped);
+            let settled = Settled {
+                habit: Habit::Hour,
+                level: Level::Sure,
+                hit: true,
+                top: true,
+                step: Some(Step::Fetch),
+                bytes: 7,
+                saved: 1.0,
+                lost: 0.0,
+            };
+            measured::predict::guessed(&Guessed { settled, acted: true, late: false });
+            let kind = PredictKind { habit: Habit::Hour, step: Step::Fetch, level: Level::Sure };
+            measured::predict::habit(kind, true, 0.9);
             measured::comfy(1, 0, 1, 2);
             measured::comfy_prompts("seen", 1);
             measured::comfy_unresolved();

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::ids::OriginName;
+use crate::plan::predict::PredictConfig;
 use crate::plan::{Costs, PolicyKind};
 use crate::units::{GIB, MIB, Share};
 
@@ -21,6 +22,8 @@ pub struct EngineConfig {
     pub plan: PlanConfig,
     /// What people asked for, written down.
     pub trace: TraceConfig,
+    /// What is guessed, and when that is acted on.
+    pub predict: PredictConfig,
     /// L1.
     pub vram: VramConfig,
     /// L4, in order of preference.

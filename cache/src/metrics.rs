@@ -2,6 +2,7 @@
 //! for each thing that is measured. Nobody else names a metric. No label ever holds a path, an address or free text.
 
 mod outcome;
+pub mod predict;
 mod prime;
 mod seen;
 
@@ -196,7 +197,19 @@ metrics! {
         "Requests that `[trace] record` could not write down: the disk hangs, or is full.";
     ENGINE_AHEAD = "tierd_engine_ahead_total", Count, Kind::Counter,
         &[("what", "`started`, `upgraded`, `dropped`, `let_finish`, `failed`")],
-        "Fetches for models that only queued prompts need: started, upgraded to demand as their prompt came near, dropped or let finish because it left the queue, failed. `dropped` and `let_finish` are what was fetched in vain.";
+        "Fetches for models that only queued prompts need, or that are guessed: started, upgraded to demand as their prompt came near, dropped or let finish because it left the queue, failed. `dropped` and `let_finish` are what was fetched in vain.";
+    PREDICT_GUESSES = "tierd_predict_guesses_total", Count, Kind::Counter,
+        &[("habit", "`sequence`, `hour`"), ("step", "what acting on it would have done: `fetch`, `promote`, `none`"), ("outcome", "`hit`, `miss`")],
+        "Confident guesses, acted on or not, by what became of them.";
+    PREDICT_BYTES = "tierd_predict_bytes_total", Bytes, Kind::Counter,
+        &[("step", "`fetch`, `promote`"), ("outcome", "`used`, `late`, `wasted`")],
+        "Bytes of models that were moved because they were guessed: asked for in time, asked for while they were on their way, or not asked for.";
+    PREDICT_ACTING = "tierd_predict_acting", Count, Kind::Gauge,
+        &[("habit", "`sequence`, `hour`"), ("step", "`fetch`, `promote`"), ("level", "`likely`, `sure`")],
+        "Whether guesses of this kind are acted on: they have proved right on this node.";
+    PREDICT_PRECISION = "tierd_predict_precision_ratio", Count, Kind::Gauge,
+        &[("habit", "`sequence`, `hour`"), ("step", "`fetch`, `promote`"), ("level", "`likely`, `sure`")],
+        "Share of the last confident guesses of this kind that came true.";
     COMFY_SERVERS = "tierd_comfy_servers", Count, Kind::Gauge, &[("state", "`up`, `down`")],
         "ComfyUI servers whose queues are read ahead.";
     COMFY_QUEUE = "tierd_comfy_queue_prompts", Count, Kind::Gauge, &[("state", "`running`, `pending`")],
@@ -479,8 +492,10 @@ pub fn process(sample: ProcessSample) {
 mod tests {
     use super::*;
 
-    const ROOMS: [&str; 12] =
-        ["fetch", "origin", "store", "ram", "vram", "hint", "engine", "comfy", "fleet", "rpc", "process", "trace"];
+    const ROOMS: [&str; 13] = [
+        "fetch", "origin", "store", "ram", "vram", "hint", "engine", "predict", "trace", "comfy", "fleet", "rpc",
+        "process",
+    ];
 
     #[test]
     fn every_name_follows_the_rule_and_is_there_once() {

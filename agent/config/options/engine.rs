@@ -1,14 +1,14 @@
 //! The options of the engine: store, ram, fetch, catalog, limits. A table and nothing else.
 
 use super::Preset::{Computed, Is};
-use super::Section::{Catalog, Fetch, Limits, Ram, Store};
+use super::Section::{Catalog, Fetch, Limits, Predict, Ram, Store};
 use super::{DAY, Kind, MIB, SECOND, Spec, option};
 
 /// Most entries that any list or queue may be configured for.
 const LIST_MAX: u64 = 1_000_000;
 
 /// The options.
-pub(super) const OPTIONS: [Spec; 24] = [
+pub(super) const OPTIONS: [Spec; 27] = [
     option(
         Store,
         "path",
@@ -91,6 +91,30 @@ pub(super) const OPTIONS: [Spec; 24] = [
         Computed("an eighth more than min(10 GiB, max(2 GiB, 10 % of RAM)), at most half of the RAM"),
         "\"16 GiB\"",
         "RAM that always stays available to others: models leave RAM before less is. The default is just above the threshold below which ComfyUI drops its own models.",
+    ),
+    option(
+        Predict,
+        "mode",
+        Kind::Choice(&["auto", "shadow", "off"]),
+        Is("\"auto\""),
+        "\"shadow\"",
+        "Whether the next models are guessed. `auto` acts on a kind of guess while it proves right on this node; `shadow` only keeps the score, which `tierd predictions` shows; `off` learns nothing.",
+    ),
+    option(
+        Predict,
+        "threshold_percent",
+        Kind::Count(50, 99),
+        Is("60"),
+        "80",
+        "Guesses less likely than this are not acted on. A guess that is wrong half the time costs about what it saves.",
+    ),
+    option(
+        Predict,
+        "precision_percent",
+        Kind::Count(50, 100),
+        Is("75"),
+        "90",
+        "Share of its last guesses that must have come true, and go on to, before a kind of guess is acted on.",
     ),
     option(
         Fetch,

@@ -17,6 +17,7 @@ use super::kind::Kind;
 pub(in crate::config) enum Section {
     Store,
     Ram,
+    Predict,
     Origin,
     Fetch,
     Catalog,
@@ -35,9 +36,10 @@ pub(in crate::config) enum Section {
 
 impl Section {
     /// All sections, in the order of the reference file.
-    pub(in crate::config) const ALL: [Self; 16] = [
+    pub(in crate::config) const ALL: [Self; 17] = [
         Self::Store,
         Self::Ram,
+        Self::Predict,
         Self::Origin,
         Self::Fetch,
         Self::Catalog,
@@ -59,6 +61,7 @@ impl Section {
         match self {
             Self::Store => "store",
             Self::Ram => "ram",
+            Self::Predict => "predict",
             Self::Origin => "origin",
             Self::Fetch => "fetch",
             Self::Catalog => "catalog",
@@ -103,6 +106,10 @@ impl Section {
             Self::Ram => {
                 "RAM (L2): models that are held in the page cache, where every process on the node reads them. Less is held where \
                  a cgroup, RLIMIT_MEMLOCK or the reserve says so; `tierd status` says which."
+            }
+            Self::Predict => {
+                "What is likely to be asked for next, learned from what was. Acted on only once it has proved right on this node, and only \
+                 while nobody waits; docs/policy.md has the whole story."
             }
             Self::Origin => {
                 "Where models come from (L4). One such block for each origin, the preferred one first. Without any, \

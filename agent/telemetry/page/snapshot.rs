@@ -36,6 +36,7 @@ struct Snapshot<'a> {
     flights: Vec<pb::Flight>,
     flights_total: usize,
     calibration: pb::Calibration,
+    predictions: pb::GetPredictionsResponse,
     #[serde(flatten)]
     lists: &'a Lists,
     left: &'a VecDeque<Row>,
@@ -149,6 +150,11 @@ impl Watcher {
         node.uptime = None;
         let flights = self.engine.flights().await?;
         let reliability = self.engine.outlook().estimate(&[], Tier::Nvme).reliability;
+        let mut predictions = pb::GetPredictionsResponse::from(&self.engine.predictions().await?);
+        for row in &mut predictions.predictions {
+            // It would change with every look.
+            row.within = None;
+        }
         let snapshot = Snapshot {
             node,
             started: self.started,
@@ -159,6 +165,7 @@ impl Watcher {
                 median_error: reliability.median_error,
                 within_twice: reliability.within_twice,
             },
+            predictions,
             lists: &self.lists,
             left: &self.left,
             happened: &self.happened,

@@ -126,6 +126,7 @@ impl Engine {
             }
             Effect::Record(what) => self.record(what),
             Effect::CountAhead(ahead) => metrics::ahead(ahead),
+            Effect::CountGuess(guessed) => metrics::predict::guessed(&guessed),
             Effect::CountUse { from, bytes, elapsed } => metrics::vram::used(from, bytes, elapsed),
             Effect::Advise(advice) => self.advise(advice),
         }

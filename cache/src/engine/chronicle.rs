@@ -157,6 +157,11 @@ fn log(what: &What) {
             let (total, used) = (ByteSize(*total), ByteSize(*used));
             tracing::info!(%worker, device, %used, %total, ?unload, "VRAM is short: these should be unloaded");
         }
+        What::Predicts { habit, step, level, acts, precision_percent, guesses, saved_ms, lost_ms } => {
+            let what =
+                if *acts { "guesses have proved right, acting on them" } else { "guesses are wrong, stepping back" };
+            tracing::info!(habit, step, level, precision_percent, guesses, saved_ms, lost_ms, "{what}");
+        }
         What::Freed { worker, detail } if detail.is_empty() => tracing::info!(%worker, "told to unload its models"),
         What::Freed { worker, detail } => tracing::warn!(%worker, detail, "could not be told to unload its models"),
     }

@@ -403,6 +403,8 @@ pub enum Effect {
     Record(What),
     /// Count what became of a fetch that nobody asked for.
     CountAhead(Ahead),
+    /// Count that a guess came true, or did not.
+    CountGuess(Guessed),
     /// Count that a worker used a model, or read a file: from this tier, or a file that is none of ours.
     CountUse {
         /// The fastest tier that had it.
@@ -414,6 +416,17 @@ pub enum Effect {
     },
     /// Tell who listens what a device should do.
     Advise(Advice),
+}
+
+/// A guess that is settled, whether it was acted on or not.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Guessed {
+    /// How it ended.
+    pub settled: crate::plan::predict::shadow::Settled,
+    /// Whether it was acted on.
+    pub acted: bool,
+    /// Whether that was not over yet.
+    pub late: bool,
 }
 
 /// What becomes of fetches for models that are only expected.

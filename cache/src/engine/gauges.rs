@@ -64,6 +64,7 @@ impl Engine {
             | What::Listed { .. }
             | What::WorkerSeen { .. }
             | What::WorkerLost { .. }
+            | What::Predicts { .. }
             | What::Advised { .. } => {}
             What::Freed { detail, .. } => metrics::vram::freed(detail.is_empty()),
         }
@@ -122,5 +123,6 @@ impl Engine {
         let (_, waiters, leases, _) = self.state.counts();
         metrics::waiters(waiters.into());
         metrics::leases(leases.into());
+        self.gauge_habits();
     }
 }

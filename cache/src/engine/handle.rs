@@ -10,7 +10,7 @@ use crate::engine::known::Known;
 use crate::engine::outlook::Outlook;
 use crate::engine::view::{
     EnsureRequest, EnsureUpdate, EvictReport, Explanation, FlightView, ImportedFile, LeaseView, ModelFilter, ModelPage,
-    ModelView, MoveReport, NodeView, Occurrence, Position, RamHold, StateView, Told, Trace,
+    ModelView, MoveReport, NodeView, Occurrence, Position, PredictView, RamHold, StateView, Told, Trace,
 };
 use crate::fault::Fault;
 use crate::ids::{FlightId, LeaseId, ModelKey, OriginName, Seq};
@@ -69,6 +69,7 @@ pub(crate) enum Command {
     Model(ModelKey, oneshot::Sender<Result<ModelView, Fault>>),
     Refresh(Option<OriginName>, oneshot::Sender<Result<(), Fault>>),
     Node(oneshot::Sender<NodeView>),
+    Predictions(oneshot::Sender<PredictView>),
     Report(u64, oneshot::Sender<Report>),
     Explain(ModelKey, oneshot::Sender<Result<Explanation, Fault>>),
     Watch(Option<Seq>, oneshot::Sender<Watch>),
@@ -298,6 +299,15 @@ impl EngineHandle {
     /// [`Fault::ShuttingDown`].
     pub async fn node(&self) -> Result<NodeView, Fault> {
         self.ask(Command::Node).await
+    }
+
+    /// What is likely to be asked for next, and how such guesses have done on this node.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ShuttingDown`].
+    pub async fn predictions(&self) -> Result<PredictView, Fault> {
+        self.ask(Command::Predictions).await
     }
 
     /// What the last hours saw, the present one included: 1 to [`crate::plan::report::HOURS_MAX`].

@@ -8,6 +8,7 @@ pub mod event;
 mod fetch;
 mod forecast;
 mod gauges;
+pub(crate) mod habits;
 pub mod handle;
 pub mod hints;
 pub mod known;

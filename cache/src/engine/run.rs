@@ -118,6 +118,8 @@ pub(crate) struct Engine {
     pub(crate) ram: Ram,
     pub(crate) forecast: Forecast,
     pub(crate) ledger: Ledger,
+    /// When what was learned was last written.
+    pub(crate) habits_kept: Tick,
     pub(crate) movers: Movers,
     pub(crate) hints: Hints,
     pub(crate) open: HashMap<FlightId, Arc<Partial>>,
@@ -180,9 +182,12 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         vram: config.vram,
         seed: clock.wall().0,
         executor: Executor::default(),
+        predict: config.predict,
+        costs: config.plan.costs,
     };
     let policy = config.plan.policy.build(config.plan.costs);
-    let state = State::new(state_config, &inventory, policy, clock.now(), clock.wall());
+    let mut state = State::new(state_config, &inventory, policy, clock.now(), clock.wall());
+    crate::engine::habits::recall(&mut state, &store);
     let movers =
         Movers::start().map_err(|error| Fault::Store { detail: format!("no threads for moving bytes: {error}") })?;
     let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
@@ -209,6 +214,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         ram: Ram::new(config.ram.clone()),
         forecast: Forecast::new(),
         ledger: Ledger::open(&store, clock.now()),
+        habits_kept: clock.now(),
         movers,
         hints: Hints::default(),
         chronicle: Chronicle::new(inventory.events, inventory.next_seq, NOTES_MAX as u64, events_max)
@@ -311,7 +317,7 @@ impl Engine {
         let outlook = self.publish_outlook();
         self.wake = self.state.next_wake().unwrap_or(Tick(u64::MAX));
         let state = Some(self.wake.max(now.after(Duration::from_millis(1))));
-        [Some(refresh), Some(space), beat, gauges, trim, outlook, state, self.ledger_due()]
+        [Some(refresh), Some(space), beat, gauges, trim, outlook, state, self.ledger_due(), self.habits_due()]
             .into_iter()
             .flatten()
             .min()
@@ -403,6 +409,7 @@ impl Engine {
         }
         self.rest_ram();
         self.keep_ledger(false);
+        self.keep_habits(false);
         if self.is_busy() || !self.open.is_empty() {
             self.idle_since = now;
             self.trimmed = false;
@@ -433,6 +440,7 @@ impl Engine {
     /// The last thing the engine does: what is open becomes durable.
     async fn close(mut self) {
         self.keep_ledger(true);
+        self.keep_habits(true);
         let open: Vec<Arc<Partial>> = self.open.drain().map(|(_, partial)| partial).collect();
         let (scribe, recorder) = (self.scribe, self.recorder);
         let store = self.store.clone();

@@ -101,6 +101,7 @@ impl Engine {
                 let _ = reply.send(self.node());
             }
             Command::Explain(model, reply) => drop(reply.send(self.state.explain(&model, now))),
+            Command::Predictions(reply) => drop(reply.send(self.state.predictions(now))),
             Command::Report(hours, reply) => drop(reply.send(self.report_on(hours))),
             Command::Watch(since, reply) => {
                 let _ = reply.send(self.chronicle.watch(since));

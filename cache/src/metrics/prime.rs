@@ -5,7 +5,7 @@ use metrics::counter;
 
 use super::{
     ENGINE_ESTIMATES, ENGINE_FLIGHTS_FAILED, ENGINE_MODEL_BYTES, ENGINE_MODELS, FETCH_REQUESTS, FETCH_RETRIES,
-    RAM_DEMOTIONS, STORE_DAMAGED_PIECES, STORE_EVICTIONS, STORE_STORED, STORE_STORED_BYTES,
+    PREDICT_BYTES, RAM_DEMOTIONS, STORE_DAMAGED_PIECES, STORE_EVICTIONS, STORE_STORED, STORE_STORED_BYTES,
 };
 use crate::ids::OriginName;
 
@@ -27,6 +27,11 @@ pub(super) fn prime() {
     for class in ["hit", "lock", "fetch"] {
         for verdict in ["near", "short", "long"] {
             counter!(ENGINE_ESTIMATES.name, "class" => class, "verdict" => verdict).increment(0);
+        }
+    }
+    for step in ["fetch", "promote"] {
+        for outcome in ["used", "late", "wasted"] {
+            counter!(PREDICT_BYTES.name, "step" => step, "outcome" => outcome).increment(0);
         }
     }
     counter!(ENGINE_FLIGHTS_FAILED.name, "fault" => "corrupt").increment(0);

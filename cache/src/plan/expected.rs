@@ -99,6 +99,12 @@ impl Expected {
         self.uses(model).map(|(_, future)| future.rank).min()
     }
 
+    /// What a source's running prompt uses.
+    pub fn running(&self, source: &str) -> impl Iterator<Item = &ModelKey> {
+        let wants = self.sources.get(source).into_iter().flatten();
+        wants.filter(|(_, future)| future.rank.position == 0).map(|(model, _)| model)
+    }
+
     /// Whether somebody expects to read this model from RAM.
     #[must_use]
     pub fn wants_ram(&self, model: &ModelKey) -> bool {

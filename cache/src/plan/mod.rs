@@ -6,6 +6,7 @@
 //! | `lru`, `fifo`, `s3fifo` | one list a tier: the simple choice, and two baselines |
 //! | `lists` | two lists as one policy |
 //! | `value` | the default: seconds saved a byte, both tiers weighed together |
+//! | `predict` | what is likely to be asked for next, and whether that is worth acting on |
 //! | `connections` | how many connections an origin gets |
 
 pub mod calibration;
@@ -14,6 +15,7 @@ pub mod expected;
 pub mod fifo;
 pub mod lists;
 pub mod lru;
+pub mod predict;
 pub mod rank;
 pub mod rates;
 pub mod readiness;
@@ -72,6 +74,10 @@ pub trait Policy: Send + std::fmt::Debug {
 
     /// What is known to be wanted soon, the next first: the whole truth, each time.
     fn expect(&mut self, blobs: &[(BlobId, u64)], now: Tick);
+
+    /// What is likely to be wanted, with bytes and uses expected a second, on top of what is counted and known: the whole list, each time. A
+    /// policy that does not weigh has no use for it.
+    fn guess(&mut self, _blobs: &[(BlobId, u64, f64)]) {}
 
     /// As [`EvictionPolicy::victims`], in one tier.
     fn victims(&self, tier: Tier, bytes: u64, evictable: &dyn Fn(BlobId) -> Option<u64>, now: Tick) -> Vec<BlobId>;

@@ -10,14 +10,18 @@
 //! | `link` | one link: fair shares, demand before prefetch |
 //! | `node` | the node: the state, and the world that does what it asks |
 //! | `moves` | how the world does each effect |
+//! | `predictor` | who guesses: nobody, the daemon's predictor, or one that lies |
 //! | `queue` | which request starts when: open arrivals, or some GPUs and a queue before them |
 //! | `report` | what comes out |
 //! | `bound` | what an all-knowing policy would have done, as a bound |
 
 pub mod bound;
+#[cfg(test)]
+mod guess_tests;
 mod link;
 mod moves;
 mod node;
+mod predictor;
 mod queue;
 pub mod report;
 #[cfg(test)]
@@ -27,6 +31,7 @@ pub mod trace;
 use crate::plan::{Costs, PolicyKind};
 
 pub use self::node::run;
+pub use self::predictor::PredictorKind;
 
 /// What is assumed.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,6 +46,8 @@ pub struct Setup {
     pub gpus: u32,
     /// Waiting requests whose models are known. They are loaded ahead, the next one first.
     pub visible: u32,
+    /// Who guesses what comes next. What is guessed is acted on as in the daemon: once it has proved right.
+    pub predictor: PredictorKind,
     /// What the node can do.
     pub node: NodeKind,
     /// How fast the links are.

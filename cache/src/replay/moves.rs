@@ -63,13 +63,21 @@ impl Node<'_> {
                 self.tally.evicted(bytes);
                 None
             }
+            Effect::Abort(request) => self.abort(request),
+            Effect::CountGuess(guessed) => {
+                self.tally.guessed(&guessed);
+                None
+            }
+            Effect::Record(What::Predicts { .. }) => {
+                self.tally.switched();
+                None
+            }
             // Nothing breaks here and nothing is written down.
             Effect::Scrub(_)
             | Effect::Patrol(_)
             | Effect::Bless(_)
             | Effect::Withdraw { .. }
             | Effect::Locate(_)
-            | Effect::Abort(_)
             | Effect::Relocate { .. }
             | Effect::Reset(_)
             | Effect::Close(_)

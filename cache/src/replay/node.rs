@@ -8,11 +8,12 @@ use std::time::Duration;
 use crate::catalog::{Catalog, Entry, Source, Validator};
 use crate::clock::{Tick, Wall};
 use crate::config::{FetchConfig, LimitsConfig, VramConfig};
-use crate::engine::event::{Effect, Event, Fetch, RequestId};
+use crate::engine::event::{Broken, Effect, Event, Fetch, RequestId};
 use crate::engine::state::{Executor, State, StateConfig};
 use crate::engine::view::{EnsureRequest, Priority, Tier};
 use crate::ids::{BlobId, EnsureId, ModelKey, OriginName};
 use crate::piece::Cv;
+use crate::plan::predict::PredictConfig;
 use crate::replay::link::Link;
 use crate::replay::queue::Queue;
 use crate::replay::report::{Move, Report, Tally};
@@ -130,9 +131,13 @@ fn state(trace: &Trace, setup: &Setup) -> State {
         vram: VramConfig::default(),
         seed: 0,
         executor: executor(setup.node),
+        predict: PredictConfig::default(),
+        costs: setup.links.costs(),
     };
     let policy = super::bound::policy(trace, setup).unwrap_or_else(|| setup.policy.build(setup.links.costs()));
-    State::new(config, &Inventory::default(), policy, Tick(0), Wall(0))
+    let mut state = State::new(config, &Inventory::default(), policy, Tick(0), Wall(0));
+    state.set_predictor(setup.predictor.build(trace));
+    state
 }
 
 /// Each file's path at the origin is its row.
@@ -209,7 +214,10 @@ impl<'a> Node<'a> {
         let first_byte = self.delayed.peek().map(|Reverse((at, _))| f64::from_bits(*at));
         let times = [ends[0], ends[1], ends[2], first_byte, self.queue.next_end(), self.queue.next_arrival(self.trace)];
         let next = times.into_iter().enumerate().filter_map(|(what, at)| Some((at?, what)));
-        let Some((at, what)) = next.min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))) else { return false };
+        let Some(next) = next.min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))) else { return false };
+        // Guesses look at the time by themselves, as long as anything is to come.
+        let guess = self.state.next_guess().map(|tick| ((tick.0 as f64 / 1e6).max(self.now), 6));
+        let (at, what) = guess.filter(|guess| guess.0 < next.0).unwrap_or(next);
         if at > self.now {
             self.now = at;
             self.in_hand.clear();
@@ -221,6 +229,7 @@ impl<'a> Node<'a> {
             0..=2 => self.transfer_ends(what),
             3 => self.first_byte(),
             4 => self.queue.gpu_free(),
+            6 => self.apply(Event::Tick),
             _ => self.queue.arrive(),
         }
         while let Some(row) = self.queue.start() {
@@ -269,7 +278,7 @@ impl<'a> Node<'a> {
             target: Tier::Nvme,
             cancel_on_drop: false,
             progress_interval: Duration::from_secs(60),
-            client: String::new(),
+            client: self.trace.requests[row].client.clone(),
         }
     }
 
@@ -374,6 +383,20 @@ impl<'a> Node<'a> {
 
     pub(super) fn carries(&self, id: usize, file: u32) -> bool {
         self.transfers.get(id).and_then(Option::as_ref).is_some_and(|transfer| transfer.file == file)
+    }
+
+    /// Stops a fetch that nobody waits for, if its bytes have begun to come.
+    pub(super) fn abort(&mut self, request: RequestId) -> Option<Event> {
+        let id = self.fetching.get(&request).copied()?;
+        let transfer = self.transfers.get(id).and_then(Option::as_ref).filter(|transfer| transfer.prefetch)?;
+        let left = self.links[slot(transfer.link)].stop_prefetch(id)?;
+        let transfer = self.transfers[id].take()?;
+        self.spare.push(id);
+        self.fetching.remove(&request);
+        let bytes = self.trace.files[transfer.file as usize].bytes;
+        self.tally.stopped(bytes.saturating_sub(left as u64));
+        let Cargo::Fetch(fetch) = transfer.cargo else { return None };
+        Some(Event::RequestEnded { flight: fetch.flight, request, result: Err(Broken::Aborted) })
     }
 
     /// Stops a read that nobody waits for.

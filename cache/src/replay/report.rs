@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
+use crate::engine::event::Guessed;
 use crate::engine::view::Tier;
 use crate::ids::{BlobId, ModelKey};
 use crate::replay::node::Transfer;
@@ -103,6 +104,8 @@ pub struct Report {
     pub evicted_bytes: u64,
     /// What was loaded before anybody waited for it.
     pub prefetch: Prefetch,
+    /// Who guessed, and how that went.
+    pub guesses: Guesses,
     /// Seconds that each link carried something: origin, disk, RAM. Warm-up included.
     pub busy: [f64; 3],
 }
@@ -140,6 +143,35 @@ pub struct Prefetch {
     pub wasted: u64,
 }
 
+/// Confident guesses, acted on or not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Guesses {
+    /// Who guessed.
+    pub predictor: &'static str,
+    /// Likeliest guesses of each question, and those that came true.
+    pub top: u64,
+    /// See `top`.
+    pub top_right: u64,
+    /// Guesses that would have moved bytes, and those that came true.
+    pub moves: u64,
+    /// See `moves`.
+    pub moves_right: u64,
+    /// Guesses that did move bytes, and those that came true.
+    pub acted: u64,
+    /// See `acted`.
+    pub acted_right: u64,
+    /// How often guesses began to be acted on, or ceased to be.
+    pub switched: u64,
+}
+
+impl Guesses {
+    /// Share of the likeliest guesses that came true; 0 if there were none.
+    #[must_use]
+    pub fn precision(&self) -> f64 {
+        if self.top == 0 { 0.0 } else { self.top_right as f64 / self.top as f64 }
+    }
+}
+
 /// Adds up as the replay goes.
 #[derive(Debug)]
 pub(super) struct Tally {
@@ -155,6 +187,7 @@ pub(super) struct Tally {
     prefetch: Prefetch,
     /// Blobs that were loaded ahead and not wanted yet, by the tier that they came to.
     ahead: HashMap<(BlobId, bool), u64>,
+    guesses: Guesses,
 }
 
 impl Tally {
@@ -171,6 +204,7 @@ impl Tally {
             evicted_bytes: 0,
             prefetch: Prefetch::default(),
             ahead: HashMap::new(),
+            guesses: Guesses::default(),
         }
     }
 
@@ -256,6 +290,35 @@ impl Tally {
         }
     }
 
+    /// A prefetch was stopped after so many bytes.
+    pub(super) fn stopped(&mut self, bytes: u64) {
+        if self.counts() {
+            self.origin_bytes += bytes;
+            self.prefetch.bytes += bytes;
+            self.prefetch.wasted += bytes;
+        }
+    }
+
+    pub(super) fn guessed(&mut self, guessed: &Guessed) {
+        if !self.counts() {
+            return;
+        }
+        let (settled, guesses) = (&guessed.settled, &mut self.guesses);
+        let one = |counts: bool| (u64::from(counts), u64::from(counts && settled.hit));
+        for ((all, right), (sum, sum_right)) in [
+            (one(settled.top), (&mut guesses.top, &mut guesses.top_right)),
+            (one(settled.step.is_some()), (&mut guesses.moves, &mut guesses.moves_right)),
+            (one(guessed.acted), (&mut guesses.acted, &mut guesses.acted_right)),
+        ] {
+            *sum += all;
+            *sum_right += right;
+        }
+    }
+
+    pub(super) fn switched(&mut self) {
+        self.guesses.switched += u64::from(self.counts());
+    }
+
     pub(super) fn report(self, trace: &Trace, setup: &Setup, busy: [f64; 3]) -> Report {
         let files: u64 = self.found.iter().map(|(files, _)| files).sum();
         let bytes: u64 = self.found.iter().map(|(_, bytes)| bytes).sum();
@@ -278,6 +341,7 @@ impl Tally {
             evictions: self.evictions,
             evicted_bytes: self.evicted_bytes,
             prefetch: self.prefetch,
+            guesses: Guesses { predictor: setup.predictor.name(), ..self.guesses },
             busy,
         }
     }

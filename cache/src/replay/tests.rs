@@ -4,23 +4,24 @@ use std::collections::BTreeMap;
 
 use super::report::{Move, Report, Step};
 use super::trace::{HEADER, Trace};
-use super::{Links, NodeKind, Setup, run};
+use super::{Links, NodeKind, PredictorKind, Setup, run};
 use crate::engine::view::Tier;
 use crate::plan::PolicyKind;
 
 /// Bytes of a gigabyte, as traces have them.
-const GB: u64 = 1_000_000_000;
+pub(super) const GB: u64 = 1_000_000_000;
 
 /// What a request needs: names and sizes.
-type Files<'a> = &'a [(&'a str, u64)];
+pub(super) type Files<'a> = &'a [(&'a str, u64)];
 
-fn setup(policy: PolicyKind, ram: u64, disk: u64) -> Setup {
+pub(super) fn setup(policy: PolicyKind, ram: u64, disk: u64) -> Setup {
     Setup {
         policy,
         ram,
         disk,
         gpus: 0,
         visible: 0,
+        predictor: PredictorKind::None,
         node: NodeKind::Apart,
         links: Links::default(),
         foresight: false,
@@ -28,7 +29,7 @@ fn setup(policy: PolicyKind, ram: u64, disk: u64) -> Setup {
     }
 }
 
-fn trace(lines: &[(u64, Files<'_>)]) -> Trace {
+pub(super) fn trace(lines: &[(u64, Files<'_>)]) -> Trace {
     let mut text = format!("{HEADER}\n");
     for (id, (at_ms, files)) in lines.iter().enumerate() {
         for (key, bytes) in *files {
@@ -41,7 +42,7 @@ fn trace(lines: &[(u64, Files<'_>)]) -> Trace {
 }
 
 /// Many requests for files of popular and of unpopular kinds, small and large, alone and together.
-fn busy(seed: u64, requests: u64) -> Trace {
+pub(super) fn busy(seed: u64, requests: u64) -> Trace {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut text = format!("{HEADER}\n");
     let mut at = 0;
@@ -62,7 +63,7 @@ fn busy(seed: u64, requests: u64) -> Trace {
 }
 
 /// Replays and keeps the books of both tiers beside the state's.
-fn audited(trace: &Trace, setup: &Setup) -> (Report, Vec<String>) {
+pub(super) fn audited(trace: &Trace, setup: &Setup) -> (Report, Vec<String>) {
     let mut held: BTreeMap<(Tier, String), u64> = BTreeMap::new();
     let mut lines = Vec::new();
     let report = run(trace, setup, &mut |made: &Move<'_>| {

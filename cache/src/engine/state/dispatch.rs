@@ -40,7 +40,9 @@ impl State {
     pub(super) fn dispatch(&mut self, now: Tick) {
         self.end_backoffs(now);
         let mut starved = vec![false; self.lanes.len()];
-        let order = self.dispatch_order();
+        let yielding = self.yield_guesses();
+        let mut order = self.dispatch_order();
+        order.retain(|(_, id)| !yielding.contains(id));
         self.begin_ahead(&order, now);
         let mut waiting: Option<Urgency> = None;
         for (urgency, id) in order {

@@ -81,6 +81,7 @@ impl State {
         }
         if request.priority == Priority::Demand {
             self.count(&mut wants, now);
+            self.learn(&request.client, &wants, now);
         }
         self.ensures.insert(id, Ensure { request, started: now, wants, admitted: false, bytes_fetched: 0 });
     }

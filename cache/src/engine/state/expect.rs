@@ -56,6 +56,7 @@ impl State {
             self.not_expected(model, now);
         }
         self.release_loaded(&had_ram);
+        self.learn_running(source, now);
     }
 
     /// Nobody expects a model any more: a flight that was begun for it alone stops, unless most of it is there.

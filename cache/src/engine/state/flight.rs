@@ -65,6 +65,8 @@ pub(crate) struct Flight {
     pub(crate) passes: bool,
     /// Whether it was started because its model is expected, and nobody has asked for it since.
     pub(crate) ahead: bool,
+    /// Whether it was started because its model is guessed.
+    pub(crate) guess: bool,
     /// Whether a request for it was ever sent.
     pub(crate) begun: bool,
 }
@@ -224,6 +226,7 @@ impl State {
             landing: 0,
             passes: false,
             ahead: false,
+            guess: false,
             begun: false,
         };
         self.flights.insert(id, flight);
@@ -504,6 +507,7 @@ impl State {
     /// Ends every flight and every caller, because the daemon does. Finished pieces are kept.
     pub fn drain(&mut self, now: Tick) -> Vec<Effect> {
         self.expected = Expected::default();
+        self.guessing.config.mode = crate::plan::predict::PredictMode::Shadow;
         let flights: Vec<FlightId> = self.flights.keys().copied().collect();
         for id in flights {
             self.end_flight(id, &Fault::ShuttingDown, Keep::Pieces, now);

@@ -11,6 +11,8 @@
 //! | `room` | the disk budget: admission, reservation, eviction |
 //! | `memory` | the RAM tier: what is held in RAM, what goes first |
 //! | `demote` | what leaves RAM first, and what may not |
+//! | `predict` | what is guessed, and how guesses have done |
+//! | `prefetch` | guesses, acted on |
 //! | `place` | where what was just read stays, and what goes for it |
 //! | `passing` | blobs that RAM alone holds, or nobody: for executors that can do that |
 //! | `order` | in which order a set is locked in RAM |
@@ -38,6 +40,8 @@ mod outlook;
 mod passing;
 mod patrol;
 mod place;
+mod predict;
+mod prefetch;
 mod restart;
 mod room;
 mod stored;
@@ -60,6 +64,7 @@ use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName, Sha2
 use crate::piece::PIECE_BYTES;
 use crate::plan::connections::{self, Connections};
 use crate::plan::expected::Expected;
+use crate::plan::predict::{Habits, PredictConfig, PredictMode, Predictor};
 use crate::plan::rates::Rates;
 use crate::plan::{Costs, Policy};
 use crate::store::{Inventory, PartialName, StoredLink};
@@ -69,6 +74,7 @@ use self::ensure::Ensure;
 use self::explain::Decisions;
 use self::flight::Flight;
 use self::memory::Memory;
+use self::predict::Guessing;
 use self::workers::Vram;
 
 /// Commits, opens and scrubs that run at once: each is one stream of reads or syncs, and disks like a few.
@@ -97,6 +103,10 @@ pub struct StateConfig {
     pub seed: u64,
     /// What the executor of the effects can do.
     pub executor: Executor,
+    /// Whether guesses are made and acted on.
+    pub predict: PredictConfig,
+    /// What bytes cost on this node, for guesses.
+    pub costs: Costs,
 }
 
 /// What the executor of the effects can do beyond whole files on the disk. The daemon's can do none of it; a replay says what it
@@ -213,6 +223,7 @@ pub struct State {
     put_off: BTreeMap<ModelKey, Tick>,
     /// Whether something changed since expected models were looked at.
     look_ahead: bool,
+    guessing: Guessing,
     disk_jobs: usize,
     /// The blob that is being read because it was its turn.
     patrolled: Option<BlobId>,
@@ -261,7 +272,9 @@ impl State {
                 ignores_ranges: false,
             })
             .collect();
-        let vram = config.vram;
+        let (vram, predict, costs) = (config.vram, config.predict, config.costs);
+        let learns = predict.mode != PredictMode::Off;
+        let predictor = learns.then(|| Box::new(Habits::default()) as Box<dyn Predictor>);
         let mut state = Self {
             rng: fastrand::Rng::with_seed(config.seed),
             config,
@@ -287,6 +300,7 @@ impl State {
             expected: Expected::default(),
             put_off: BTreeMap::new(),
             look_ahead: false,
+            guessing: Guessing::new(predict, costs, predictor),
             disk_jobs: 0,
             patrolled: None,
             idle_since: now,
@@ -298,7 +312,7 @@ impl State {
             wall,
             now,
             decisions: Decisions::default(),
-            costs: Costs::default(),
+            costs,
             costs_due: now,
             out: Vec::new(),
         };
@@ -308,13 +322,15 @@ impl State {
 
     /// Applies one event and returns the work it calls for.
     ///
-    /// `wall` is only written into records; nothing is decided by it.
+    /// `wall` is written into records, and tells guesses the hour of the day; nothing else is decided by it.
     #[must_use = "an effect that is dropped is work that never happens"]
     pub fn apply(&mut self, event: Event, now: Tick, wall: Wall) -> Vec<Effect> {
         self.wall = wall;
         self.now = now;
         // Pieces come by the thousand and change nothing about what is missing.
-        self.look_ahead |= !matches!(event, Event::PieceDone { .. } | Event::Sample { .. });
+        let moves_nothing = matches!(event, Event::PieceDone { .. } | Event::Sample { .. });
+        self.look_ahead |= !moves_nothing;
+        self.guessing.look |= !moves_nothing;
         match event {
             Event::Ensure { id, request } => self.ensure(id, request, now),
             Event::Leave(id) => self.leave(id, now),
@@ -350,6 +366,7 @@ impl State {
             Event::Tick => {
                 self.expire_leases(now);
                 self.expire_workers(now);
+                self.guess_by_time(now);
                 self.patrol(now);
             }
         }
@@ -367,6 +384,7 @@ impl State {
             self.admit_ensures(now);
             self.finish_ensures(now);
             self.fly_ahead(now);
+            self.fly_guesses(now);
             self.make_room(now);
             self.advance_flights(now);
             self.fill_memory(now);
@@ -387,6 +405,6 @@ impl State {
     pub fn next_wake(&self) -> Option<Tick> {
         let leases = self.leases.values().map(|lease| lease.ends);
         let leases = leases.chain(self.next_retry()).chain(self.next_patrol()).chain(self.next_ahead());
-        leases.chain(self.vram.ledger.next_expiry()).min()
+        leases.chain(self.vram.ledger.next_expiry()).chain(self.next_guess()).min()
     }
 }

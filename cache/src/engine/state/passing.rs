@@ -237,8 +237,8 @@ impl State {
         let held = self.memory.held.get(&id).filter(|held| held.stage == Stage::Locked)?;
         let blob = self.blobs.get(&id).filter(|blob| blob.fate == Fate::Kept && blob.holds == 0)?;
         let free = !self.passing.waiting.contains(&id) && self.ram_holder(id).is_none();
-        let leased = !blob.on_disk && blob.models.iter().any(|model| self.is_leased(model));
-        (free && !leased).then_some(held.bytes)
+        let leased = blob.models.iter().any(|model| self.is_leased(model)) || self.vram.ledger.holds(id);
+        (free && (blob.on_disk || !leased)).then_some(held.bytes)
     }
 
     fn is_leased(&self, model: &crate::ids::ModelKey) -> bool {

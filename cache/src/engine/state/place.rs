@@ -8,7 +8,7 @@ use crate::engine::state::{Fate, State};
 use crate::engine::view::{DemoteReason, EvictReason, Priority, Tier};
 use crate::fault::Fault;
 use crate::ids::{BlobId, ModelKey};
-use crate::plan::{Beside, Costs, Placement, Room, TierRoom};
+use crate::plan::{Beside, Placement, Room, TierRoom};
 
 /// Between two looks at what bytes cost.
 const COSTS_INTERVAL: Duration = Duration::from_secs(60);
@@ -26,13 +26,14 @@ impl State {
         else {
             return;
         };
-        let costs = self.rates.costs(&lane.origin, lane.connections.allowed(), Costs::default());
+        let costs = self.rates.costs(&lane.origin, lane.connections.allowed(), self.config.costs);
         let changed = |is: f64, was: f64| is > was * COSTS_CHANGE || was > is * COSTS_CHANGE;
         if changed(costs.origin_byte, self.costs.origin_byte)
             || changed(costs.disk_byte, self.costs.disk_byte)
             || changed(costs.origin_first_byte, self.costs.origin_first_byte)
         {
             self.costs = costs;
+            self.guessing.costs = costs;
             self.plan.measured(costs);
         }
     }
@@ -73,6 +74,18 @@ impl State {
 
     /// What the policy says about a blob, wherever it is.
     fn weigh(&self, blob: BlobId, bytes: u64, in_hand: bool, now: Tick) -> Placement {
+        self.weigh_in(blob, bytes, in_hand, now, |_| ())
+    }
+
+    /// The same in a room that is changed before the policy sees it.
+    pub(super) fn weigh_in(
+        &self,
+        blob: BlobId,
+        bytes: u64,
+        in_hand: bool,
+        now: Tick,
+        change: impl FnOnce(&mut Room<'_>),
+    ) -> Placement {
         let leased = self.leased();
         let may_leave_disk = |id: BlobId| {
             let may_go = self.is_evictable(id, &leased) || self.can_shed(id);
@@ -83,7 +96,7 @@ impl State {
         let size = |id: &BlobId| self.blobs.get(id).map_or(0, |blob| blob.bytes);
         let to_disk: u64 = self.passing.waiting.iter().map(size).sum();
         let to_ram: u64 = self.memory.queue.iter().map(size).sum();
-        let room = Room {
+        let mut room = Room {
             disk: TierRoom {
                 limit: self.disk.limit(),
                 free: (self.disk.free() + self.leaving()).saturating_sub(to_disk),
@@ -97,6 +110,7 @@ impl State {
             ram_alone: self.config.executor.apart,
             in_hand: in_hand && self.config.executor.apart,
         };
+        change(&mut room);
         self.plan.place(blob, bytes, &room, now)
     }
 
@@ -122,7 +136,7 @@ impl State {
         self.carry_out(blob, &wanted_by, &placement);
     }
 
-    fn carry_out(&mut self, blob: BlobId, wanted_by: &ModelKey, placement: &Placement) {
+    pub(super) fn carry_out(&mut self, blob: BlobId, wanted_by: &ModelKey, placement: &Placement) {
         let policy = self.plan.name();
         let evicted = EvictReason::Room { wanted_by: wanted_by.clone(), policy: policy.to_owned() };
         let demoted = DemoteReason::Room { wanted_by: wanted_by.clone(), policy: policy.to_owned() };

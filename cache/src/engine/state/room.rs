@@ -46,9 +46,12 @@ impl State {
         }
         let waiting = |flight: &&super::flight::Flight| flight.stage == Stage::Waiting;
         let promised: u64 = self.flights.values().filter(waiting).map(|flight| flight.layout.bytes()).sum();
+        // What is only guessed gives its room back.
+        let (guessed, waiting) = self.guessed_room();
+        let promised = promised - waiting;
         let over = self.disk.over();
         let free = self.disk.free();
-        let evictable = self.evictable(&names);
+        let evictable = self.evictable(&names) + guessed;
         if needed + promised + over > free + evictable {
             return Err(Fault::NoRoom { needed, free: free.saturating_sub(promised), evictable });
         }
@@ -146,6 +149,13 @@ impl State {
         if short <= leaving {
             return false;
         }
+        if self.is_guess(&self.flights[&id]) {
+            // Room was made for it, and somebody took it.
+            let by = "it was guessed, and somebody took the room for it".to_owned();
+            self.end_flight(id, &Fault::Cancelled { by }, Keep::Pieces, now);
+            return true;
+        }
+        let flight = &self.flights[&id];
         if apart && short > self.evictable(&BTreeSet::new()) {
             self.granted_passing(id);
             return true;
@@ -161,6 +171,9 @@ impl State {
         }
         if leaving + found + self.in_flight() >= short {
             // Flights that end badly give their room back.
+            return false;
+        }
+        if self.stop_guesses(now) {
             return false;
         }
         let fault = Fault::NoRoom { needed: bytes, free: self.disk.free(), evictable: found };

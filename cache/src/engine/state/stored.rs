@@ -290,6 +290,9 @@ impl State {
         let detail = "stored bytes do not match their digests".to_owned();
         let pieces_bad = bad.len() as u64;
         self.out.push(Effect::Record(What::Damaged { models, blob, pieces_bad, detail }));
+        // Who has it already and still waits for something else must not be told that it is ready.
+        let had = |want: &Want| want.step == Step::Ready(blob) || want.step == Step::Locking(blob);
+        self.each_want(had, &Step::Scrubbing(blob));
         self.start_unlock(blob, DemoteReason::Removed);
         self.out.push(Effect::Withdraw { blob, bad });
     }

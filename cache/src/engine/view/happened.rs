@@ -170,6 +170,25 @@ pub enum What {
         /// Models, or files that are none of ours, the longest unused first.
         unload: Vec<String>,
     },
+    /// Guesses of one kind are acted on from now on, or are not any more.
+    Predicts {
+        /// The habit: `sequence` or `hour`.
+        habit: String,
+        /// What they do: `fetch` or `promote`.
+        step: String,
+        /// How sure they are: `likely` or `sure`.
+        level: String,
+        /// Whether they are acted on.
+        acts: bool,
+        /// Share of the last guesses that came true, in percent.
+        precision_percent: u32,
+        /// How many that were, those long ago counting less.
+        guesses: u32,
+        /// Waiting that they would have saved, in milliseconds.
+        saved_ms: u64,
+        /// Waiting that they would have cost, in milliseconds.
+        lost_ms: u64,
+    },
     /// Advice was carried out, or could not be.
     Freed {
         /// The worker that was told to unload everything.

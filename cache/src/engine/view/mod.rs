@@ -1,9 +1,10 @@
 //! What the engine tells about itself: plain values, no channels. The proto messages mirror these words.
-//! What happened, and why, is in `happened`; what changes and is not written down is in `changed`.
+//! What happened, and why, is in `happened`; what changes and is not written down is in `changed`; what is guessed in `predict`.
 
 mod changed;
 mod explained;
 mod happened;
+mod predict;
 mod traced;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use crate::vram::WorkerView;
 pub use self::changed::{ActivityView, Change, Changed, Position, StateView, Told};
 pub use self::explained::{Decided, Decision, Explanation, TierStanding};
 pub use self::happened::{DemoteReason, EvictReason, Occurrence, What};
+pub use self::predict::{GuessView, HabitView, PredictView};
 pub use self::traced::{Span, Trace, Value};
 
 /// A tier. Smaller is faster.

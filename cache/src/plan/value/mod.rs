@@ -61,6 +61,8 @@ pub struct Value {
     gone: Order,
     /// What is known to be wanted, with the rate that stands for.
     expected: BTreeMap<BlobId, f64>,
+    /// What is likely to be wanted, likewise.
+    guessed: BTreeMap<BlobId, f64>,
     /// For a bound: when each blob is used, in place of all counts.
     foresight: Option<Foresight>,
 }
@@ -77,6 +79,7 @@ impl Value {
             copies: Order::default(),
             gone: Order::default(),
             expected: BTreeMap::new(),
+            guessed: BTreeMap::new(),
             foresight: None,
         }
     }
@@ -128,7 +131,8 @@ impl Value {
             return foresight.rate(blob, now);
         }
         let counted = self.known.get(&blob).map_or(0.0, |row| row.uses.rate(now));
-        counted + self.expected.get(&blob).copied().unwrap_or(0.0)
+        let likely = self.guessed.get(&blob).copied().unwrap_or(0.0);
+        counted + self.expected.get(&blob).copied().unwrap_or(0.0) + likely
     }
 
     /// Seconds of waiting that a blob saves a second for being in a tier.
@@ -307,6 +311,14 @@ impl Policy for Value {
         for (place, (blob, bytes)) in blobs.iter().enumerate() {
             self.change(*blob, *bytes, |_| ());
             self.expected.entry(*blob).or_insert(1.0 / (EXPECTED_IN * (place + 1) as f64));
+        }
+    }
+
+    fn guess(&mut self, blobs: &[(BlobId, u64, f64)]) {
+        self.guessed.clear();
+        for (blob, bytes, rate) in blobs {
+            self.change(*blob, *bytes, |_| ());
+            self.guessed.insert(*blob, *rate);
         }
     }
 

@@ -16,6 +16,7 @@ use crate::fault::Fault;
 use crate::ids::{BlobId, EnsureId, FlightId, LeaseId, ModelKey, OriginName};
 use crate::piece::{self, Cv, Layout, PIECE_BYTES};
 use crate::plan::expected::{Rank, Want};
+use crate::plan::predict::{Guess, Habit, PredictConfig, Predictor, Seen};
 use crate::plan::{Costs, PolicyKind};
 use crate::store::{Inventory, PartialName, StoredBlob, StoredLink, StoredPartial};
 use crate::units::{MIB, Share};
@@ -241,6 +242,7 @@ impl World {
                 | Effect::Record(_)
                 | Effect::CountUse { .. }
                 | Effect::Advise(_)
+                | Effect::CountGuess(_)
                 | Effect::CountAhead(_) => {}
                 Effect::Bless(blob) => {
                     if let Some(file) = self.files.get_mut(&blob) {
@@ -871,7 +873,37 @@ fn state(seed: u64, inventory: &Inventory, now: Tick, (executor, policy): (Execu
         vram: VramConfig::default(),
         seed,
         executor,
+        predict: PredictConfig { precision: 0.0, ..PredictConfig::default() },
+        costs: Costs::default(),
     };
     assert_eq!(PIECE_BYTES, 8 * MIB, "the world's sizes are made for this");
-    State::new(config, inventory, policy.build(Costs::default()), now, Wall(now.0 / 1000))
+    let mut state = State::new(config, inventory, policy.build(Costs::default()), now, Wall(now.0 / 1000));
+    // In every third world guesses are wild, and all of them are believed.
+    let wild = seed % 3 == 2;
+    state.set_predictor(wild.then(|| Box::new(Wild(fastrand::Rng::with_seed(seed))) as Box<dyn Predictor>));
+    if wild {
+        state.believe_guesses();
+    }
+    state
+}
+
+/// Guesses anything, and is sure of it.
+#[derive(Debug)]
+struct Wild(fastrand::Rng);
+
+impl Predictor for Wild {
+    fn seen(&mut self, _seen: &Seen<'_>) -> Vec<Guess> {
+        let horizon = Duration::from_secs(self.0.u64(1..100));
+        let habit = Habit::ALL[self.0.usize(0..2)];
+        let models = [self.0.u8(..), self.0.u8(..)].map(model);
+        models.map(|model| Guess { model, probability: 0.99, horizon, habit, top: true }).into()
+    }
+
+    fn passed(&mut self, _at: Wall) -> Vec<Guess> {
+        Vec::new()
+    }
+
+    fn due(&self) -> Option<Wall> {
+        None
+    }
 }
