@@ -316,9 +316,23 @@ impl State {
         }
     }
 
+    /// Whether what a guess moved is still where it was moved to, or on its way there.
+    fn guess_is_in_place(&self, model: &ModelKey, standing: &Standing) -> bool {
+        let stored = self.links.get(model).map(|link| link.blob);
+        match standing.step {
+            Some(Step::Fetch) => stored.is_some() || self.guess_flight(model).is_some(),
+            Some(Step::Promote) => {
+                stored.is_some_and(|blob| self.memory.held.contains_key(&blob) || self.memory.queue.contains(&blob))
+            }
+            None => true,
+        }
+    }
+
     fn settle_guess(&mut self, key: &(Habit, ModelKey), hit: bool, now: Tick) {
         let Some(standing) = self.guessing.standing.remove(key) else { return };
         let stood = now.since(standing.made).as_secs_f64();
+        // What was moved and is gone again when it is asked for was moved for nothing, however right the guess was.
+        let hit = hit && (!standing.acted || self.guess_is_in_place(&key.1, &standing));
         let saved = match standing.step {
             // What had no time to arrive has saved the time that it had.
             Some(step) if hit => self.guessing.saves(step, standing.bytes).clamp(0.0, stood),
