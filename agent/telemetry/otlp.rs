@@ -1,4 +1,4 @@
-//! Traces over OTLP/HTTP in JSON, as https://opentelemetry.io/docs/specs/otlp/ has it: small enough to be written here, where a
+//! Traces over OTLP/HTTP in JSON, as <https://opentelemetry.io/docs/specs/otlp/> has it: small enough to be written here, where a
 //! library would bring a second client. Batches, tries a few times, then drops and counts; never holds the engine up.
 
 use std::time::Duration;
