@@ -70,7 +70,7 @@ fn a_sweep_says_what_more_disk_brings_in_a_table_in_json_and_in_a_chart() {
     assert!(svg.starts_with("<svg") && svg.matches("<polyline").count() == 2, "{svg}");
     let text = replay(&sweep);
     let text = String::from_utf8_lossy(&text.stdout);
-    assert!(text.contains("DISK") && text.contains("of RAM") || text.contains("RAM"), "{text}");
+    assert!(text.contains("DISK") && text.contains("GiB RAM"), "{text}");
     assert_eq!(text.lines().filter(|line| line.ends_with(" s")).count(), 3, "a row for each disk: {text}");
 }
 

@@ -145,6 +145,10 @@ async fn why_says_what_a_model_is_worth_who_goes_next_and_what_was_decided_with_
         let last = gone.decisions.last().expect("it was evicted");
         assert_eq!((last.kind(), last.wanted_by.as_str()), (pb::DecisionKind::Evicted, names[3].as_str()));
         assert!(last.reason.contains("value chose this one") && last.worth.is_some(), "{last:?}");
+        client.evict(&[&names[3]]).await.expect("it may go");
+        let asked = explain(&names[3]).await.expect("an origin has it");
+        let last = asked.decisions.last().expect("it was evicted");
+        assert!(last.kind() == pb::DecisionKind::Evicted && last.reason.ends_with("asked for it"), "{last:?}");
         let nobody = explain("loras/none.safetensors").await.expect_err("nobody knows it");
         assert_eq!(nobody.code(), tonic::Code::NotFound);
 

@@ -68,20 +68,24 @@ impl State {
         if !flight.ahead || expected || self.waiters(id) > 0 {
             return;
         }
+        if !self.let_go_ahead(id, "the prompt that needed it left the queue", now) {
+            return;
+        }
+        // Not a failure: a prompt that names it again finds its pieces.
+        self.put_off.remove(model);
+    }
+
+    /// Stops a flight that nobody needs any more, unless most of it is there. Whether it stopped.
+    pub(super) fn let_go_ahead(&mut self, id: FlightId, by: &str, now: Tick) -> bool {
+        let Some(flight) = self.flights.get(&id) else { return false };
         let finishing = matches!(flight.stage, Stage::Whole(_) | Stage::Committing(_));
         if finishing || flight.bytes_done() * 100 >= flight.layout.bytes() * FINISH_PERCENT {
             self.out.push(Effect::CountAhead(Ahead::LetFinish));
-            return;
+            return false;
         }
         self.out.push(Effect::CountAhead(Ahead::Dropped));
-        self.end_flight(
-            id,
-            &Fault::Cancelled { by: "the prompt that needed it left the queue".to_owned() },
-            Keep::Pieces,
-            now,
-        );
-        // Not a failure: a prompt that names it again finds its pieces.
-        self.put_off.remove(model);
+        self.end_flight(id, &Fault::Cancelled { by: by.to_owned() }, Keep::Pieces, now);
+        true
     }
 
     /// Starts flights for expected models that are not there, the nearest use first.

@@ -28,7 +28,7 @@ impl Decisions {
 }
 
 impl State {
-    /// Remembers what was decided about a stored blob, before it happens.
+    /// Remembers what was decided about a stored blob, under each of its names, before it happens.
     pub(super) fn decided(&mut self, blob: BlobId, what: Decided, reason: String, wanted_by: Option<&ModelKey>) {
         let Some(stored) = self.blobs.get(&blob) else { return };
         let tier = if matches!(what, Decided::Promoted | Decided::Demoted) { Tier::Ram } else { Tier::Nvme };
@@ -38,10 +38,12 @@ impl State {
             let entry = self.catalog.get(model)?;
             worth(stored.or(entry.blake3)?, entry.bytes)
         };
-        let Some(model) = stored.models.first().cloned() else { return };
         let against = wanted_by.map(|model| (model.clone(), of_model(model)));
         let worth = worth(blob, stored.bytes);
-        self.decisions.push(Decision { at: self.wall, model, what, reason, worth, against });
+        for model in &stored.models {
+            let (model, reason, against) = (model.clone(), reason.clone(), against.clone());
+            self.decisions.push(Decision { at: self.wall, model, what, reason, worth, against });
+        }
     }
 
     pub(super) fn decided_to_evict(&mut self, blob: BlobId, reason: &EvictReason) {

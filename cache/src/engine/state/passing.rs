@@ -51,18 +51,7 @@ impl State {
         sha256: Option<Sha256Digest>,
         now: Tick,
     ) {
-        let stored = Blob {
-            bytes,
-            trust,
-            sha256,
-            last_used: self.wall,
-            models: BTreeSet::new(),
-            on_disk: false,
-            holds: 0,
-            fate: Fate::Kept,
-            patrol_due: self.patrol_after(now),
-        };
-        self.blobs.insert(blob, stored);
+        self.add_blob(blob, (bytes, trust, sha256), false, now);
         self.passing.check(blob);
     }
 

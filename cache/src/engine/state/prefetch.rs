@@ -19,8 +19,6 @@ use crate::plan::{Placement, Room};
 
 /// Guesses that are fetched at once: they come one after the other, and the next one may open its file meanwhile.
 const FLIGHTS_MAX: usize = 2;
-/// Bytes of a flight, in percent, from which it is let finish although its guess did not come true.
-const FINISH_PERCENT: u64 = 50;
 /// Shortest time that a guess's rate is reckoned over, in seconds: nothing is certain to be asked for at once.
 const HORIZON_MIN: f64 = 60.0;
 
@@ -71,12 +69,7 @@ impl State {
 
     /// Tells the policy what is being acted on, so that it is kept as long as its guess stands.
     pub(super) fn tell_guesses(&mut self, now: Tick) {
-        let acted = self.guessing.standing.iter().filter(|(_, standing)| standing.acted);
-        let rated = acted.filter_map(|((habit, _), standing)| {
-            Some((standing.blob?, standing.bytes, self.rate_of(*habit, standing, now)))
-        });
-        let rated: Vec<(BlobId, u64, f64)> = rated.collect();
-        self.plan.guess(&rated);
+        self.tell_guesses_and(None, now);
     }
 
     /// Uses a second that a guess stands for: no more than its habit has been right.
@@ -237,19 +230,9 @@ impl State {
 
     /// A guess did not come true while it was being fetched: it stops, unless most of it is there.
     pub(super) fn drop_guess(&mut self, id: FlightId, now: Tick) {
-        let Some(flight) = self.flights.get(&id).filter(|flight| self.is_guess(flight)) else { return };
-        let finishing = matches!(flight.stage, Stage::Whole(_) | Stage::Committing(_));
-        if finishing || flight.bytes_done() * 100 >= flight.layout.bytes() * FINISH_PERCENT {
-            self.out.push(Effect::CountAhead(Ahead::LetFinish));
-            return;
+        if self.flights.get(&id).is_some_and(|flight| self.is_guess(flight)) {
+            self.let_go_ahead(id, "it was guessed, and did not come true", now);
         }
-        self.out.push(Effect::CountAhead(Ahead::Dropped));
-        self.end_flight(
-            id,
-            &Fault::Cancelled { by: "it was guessed, and did not come true".to_owned() },
-            Keep::Pieces,
-            now,
-        );
     }
 
     /// Bytes of the disk budget that flights hold which are only guesses: room for whoever needs it.

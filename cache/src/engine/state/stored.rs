@@ -99,6 +99,10 @@ impl State {
         let before = before.filter(|before| before.blob != blob);
         if let Some(before) = &before {
             self.follow(&model, before.blob, blob);
+            let alone = |old: &Blob| old.models.len() == 1 && old.fate == Fate::Kept;
+            if self.blobs.get(&before.blob).is_some_and(alone) {
+                self.decided_to_evict(before.blob, &EvictReason::Replaced { by: blob });
+            }
         }
         if let Some(before) = before
             && let Some(old) = self.blobs.get_mut(&before.blob)
@@ -208,19 +212,30 @@ impl State {
         sha256: Option<crate::ids::Sha256Digest>,
         now: Tick,
     ) {
+        self.add_blob(blob, (bytes, trust, sha256), true, now);
+        self.plan.inserted(Tier::Nvme, blob, bytes, now);
+    }
+
+    /// A whole blob that is nobody's yet, on the disk or passing by.
+    pub(super) fn add_blob(
+        &mut self,
+        blob: BlobId,
+        (bytes, trust, sha256): (u64, Trust, Option<crate::ids::Sha256Digest>),
+        on_disk: bool,
+        now: Tick,
+    ) {
         let stored = Blob {
             bytes,
             trust,
             sha256,
             last_used: self.wall,
             models: BTreeSet::new(),
-            on_disk: true,
+            on_disk,
             holds: 0,
             fate: Fate::Kept,
             patrol_due: self.patrol_after(now),
         };
         self.blobs.insert(blob, stored);
-        self.plan.inserted(Tier::Nvme, blob, bytes, now);
     }
 
     /// Takes a blob that is gone from the disk out of every table.
@@ -389,13 +404,19 @@ impl State {
         let last = blob.models.len() == 1;
         let bytes = if last { blob.bytes } else { 0 };
         let reason = EvictReason::Asked { by: by.to_owned() };
-        let what = What::Evicted { model: model.clone(), blob: id, bytes, reason, last_used: blob.last_used };
+        let last_used = blob.last_used;
+        if last {
+            self.decided_to_evict(id, &reason);
+        }
+        let what = What::Evicted { model: model.clone(), blob: id, bytes, reason, last_used };
         self.out.push(Effect::Record(what));
         if last {
             self.start_removal(id);
             return Ok((bytes, Some(id)));
         }
-        blob.models.remove(model);
+        if let Some(blob) = self.blobs.get_mut(&id) {
+            blob.models.remove(model);
+        }
         self.links.remove(model);
         self.out.push(Effect::Unlink(model.clone()));
         Ok((0, None))
