@@ -80,8 +80,9 @@ impl State {
             wants.push(self.want(model));
         }
         if request.priority == Priority::Demand {
-            self.count(&mut wants, now);
+            // What was guessed is judged by how things stood before this was asked.
             self.learn(&request.client, &wants, now);
+            self.count(&mut wants, now);
         }
         self.ensures.insert(id, Ensure { request, started: now, wants, admitted: false, bytes_fetched: 0 });
     }

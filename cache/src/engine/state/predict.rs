@@ -137,8 +137,11 @@ impl State {
     /// Acts on every guess from now on, as if all kinds had proved right beyond doubt.
     #[cfg(test)]
     pub(super) fn believe_guesses(&mut self) {
+        use crate::plan::predict::shadow::{Rate, Score};
         for kind in Kind::all() {
-            let score = crate::plan::predict::shadow::Score { acts: true, saved: f64::MAX, ..Default::default() };
+            let right = Rate { tried: f64::MAX, hit: f64::MAX };
+            let (top, moves, saved) = (right, right, f64::MAX);
+            let score = Score { acts: true, top, moves, saved, ..Score::default() };
             self.guessing.shadow.recall(kind, score);
         }
     }
@@ -259,23 +262,27 @@ impl State {
             }
             // What is being asked for is coming anyway.
             let (step, blob) = if asks(&key.1) { (None, None) } else { self.step_for(&key.1, bytes) };
-            let loss_rate = step.map_or(0.0, |step| self.price(step, blob, bytes, now).1);
-            self.guessing.standing.insert(
-                key,
-                Standing {
-                    probability: guess.probability,
-                    client: client.map(str::to_owned),
-                    top: guess.top,
-                    step,
-                    bytes,
-                    blob,
-                    loss_rate,
-                    made: now,
-                    ends,
-                    acted: false,
-                },
-            );
+            let mut standing = Standing {
+                probability: guess.probability,
+                client: client.map(str::to_owned),
+                top: guess.top,
+                step,
+                bytes,
+                blob,
+                loss_rate: 0.0,
+                made: now,
+                ends,
+                acted: false,
+            };
+            let stakes = step.and_then(|step| self.stakes_of(step, &standing, standing.probability, now));
+            // What would not be worth its bytes would not be moved: nothing is proved by it.
+            match stakes.filter(|(_, stakes)| stakes.worth()) {
+                Some((_, stakes)) => standing.loss_rate = stakes.loss_rate,
+                None => standing.step = None,
+            }
+            self.guessing.standing.insert(key, standing);
         }
+        self.tell_guesses(now);
         self.guessing.look = true;
     }
 
@@ -316,8 +323,12 @@ impl State {
         }
     }
 
-    /// Whether what a guess moved is still where it was moved to, or on its way there.
-    fn guess_is_in_place(&self, model: &ModelKey, standing: &Standing) -> bool {
+    /// Whether what a guess moved is still where it was moved to, or on its way there; or would be, had it been acted on: what would not be
+    /// let in any more would have been put out by now.
+    fn guess_is_in_place(&mut self, model: &ModelKey, standing: &Standing, now: Tick) -> bool {
+        if let (Some(step), false) = (standing.step, standing.acted) {
+            return self.stakes_of(step, standing, standing.probability, now).is_some_and(|(_, stakes)| stakes.worth());
+        }
         let stored = self.links.get(model).map(|link| link.blob);
         match standing.step {
             Some(Step::Fetch) => stored.is_some() || self.guess_flight(model).is_some(),
@@ -332,7 +343,7 @@ impl State {
         let Some(standing) = self.guessing.standing.remove(key) else { return };
         let stood = now.since(standing.made).as_secs_f64();
         // What was moved and is gone again when it is asked for was moved for nothing, however right the guess was.
-        let hit = hit && (!standing.acted || self.guess_is_in_place(&key.1, &standing));
+        let hit = hit && self.guess_is_in_place(&key.1, &standing, now);
         let saved = match standing.step {
             // What had no time to arrive has saved the time that it had.
             Some(step) if hit => self.guessing.saves(step, standing.bytes).clamp(0.0, stood),

@@ -83,13 +83,7 @@ impl State {
     }
 
     /// What a step would cost: where the policy would put the blob if no room above [`FILL_UNTIL`] were free, and what would be lost.
-    pub(super) fn price(
-        &mut self,
-        step: Step,
-        blob: Option<BlobId>,
-        bytes: u64,
-        now: Tick,
-    ) -> (Option<Placement>, f64) {
+    fn price(&mut self, step: Step, blob: Option<BlobId>, bytes: u64, now: Tick) -> (Option<Placement>, f64) {
         let slot = step as usize;
         let budget = if step == Step::Fetch { &self.disk } else { &self.memory.budget };
         let (limit, used) = (budget.limit(), budget.used() + budget.reserved());
@@ -129,9 +123,29 @@ impl State {
         if held.map(|other| other.bytes).sum::<u64>() + standing.bytes > (limit as f64 * SHARE_MAX) as u64 {
             return false;
         }
-        // The policy must know of the guess to weigh it.
         let chance = self.chance(*habit, standing);
+        let begun = self.stakes_of(step, standing, chance, now).is_some_and(|(_, stakes)| stakes.worth())
+            && match step {
+                Step::Fetch => self.fetch_guess(model, standing, now),
+                Step::Promote => self.promote_guess(model, standing, now),
+            };
+        if !begun {
+            self.tell_guesses(now);
+        }
+        begun
+    }
+
+    /// What a guess that is this likely could win and lose, if it were begun now; `None` if there is no place for it. The policy knows of it
+    /// from now on, until it is told again.
+    pub(super) fn stakes_of(
+        &mut self,
+        step: Step,
+        standing: &Standing,
+        chance: f64,
+        now: Tick,
+    ) -> Option<(Placement, Stakes)> {
         let horizon = standing.ends.since(now).as_secs_f64().max(HORIZON_MIN);
+        // The policy must know of the guess to weigh it.
         self.tell_guesses_and(standing.blob.map(|blob| (blob, standing.bytes, chance / horizon)), now);
         let (placement, loss_rate) = self.price(step, standing.blob, standing.bytes, now);
         let stakes = Stakes {
@@ -142,16 +156,7 @@ impl State {
             link: if step == Step::Fetch { standing.bytes as f64 * self.guessing.costs.origin_byte } else { 0.0 },
             busy: self.guessing.busy,
         };
-        let begun = placement.is_some()
-            && stakes.worth()
-            && match step {
-                Step::Fetch => self.fetch_guess(model, standing, now),
-                Step::Promote => self.promote_guess(model, standing, now),
-            };
-        if !begun {
-            self.tell_guesses(now);
-        }
-        begun
+        Some((placement?, stakes))
     }
 
     fn tell_guesses_and(&mut self, one: Option<(BlobId, u64, f64)>, now: Tick) {

@@ -9,7 +9,7 @@ use crate::ids::ModelKey;
 use crate::plan::predict::shadow::{Kind, Score, Shadow};
 
 /// The version of the form.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Everything that is kept.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

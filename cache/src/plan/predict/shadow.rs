@@ -5,6 +5,11 @@
 //! well: the seconds that they would have saved against those that they would have cost. Fetching and promoting prove themselves apart: a
 //! habit that is right about what the disk has anyway says nothing about what it has not. So do guesses that are sure and those that are
 //! only likely: a batch that runs every morning must not be held back by what is asked for on most afternoons.
+//!
+//! Only a guess that would be begun, if its kind were acted on, is counted as one that would have moved bytes, and it is right only if they would
+//! still be there: those that are worth moving are not the ones that are easily guessed. And **each time that a kind steps back it must show
+//! twice as much** as the time before: one that only looks right costs less and less, however long a node runs; one that is right earns its way
+//! back, as it lost it.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +21,8 @@ const KEEP: f64 = 0.96;
 pub const SAMPLES_MIN: f64 = 12.0;
 /// Likeliest guesses, before anything is done by them.
 pub const TOP_SAMPLES_MIN: f64 = 3.0;
+/// Most often that the proof is doubled: 12 guesses become fifty thousand, more than a node makes in a year.
+const BACKS_MAX: u32 = 12;
 
 /// What acting on a guess does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -140,6 +147,11 @@ pub struct Score {
     pub lost: f64,
     /// Whether it is acted on.
     pub acts: bool,
+    /// While it is not acted on: guesses that would have moved bytes, since it began anew. While it is: those that came true, since then or
+    /// since it was last forgiven. Does not fade.
+    pub shown: u32,
+    /// How often it stepped back and was not forgiven.
+    pub backs: u32,
 }
 
 impl Score {
@@ -147,7 +159,13 @@ impl Score {
     #[must_use]
     pub fn proves(&self, precision: f64) -> bool {
         let enough = self.moves.tried >= SAMPLES_MIN && self.top.tried >= TOP_SAMPLES_MIN;
-        enough && self.keeps(precision)
+        enough && self.shown >= self.to_show() && self.is_right(precision)
+    }
+
+    /// Guesses that it must show before anything is done by them.
+    #[must_use]
+    pub fn to_show(&self) -> u32 {
+        (SAMPLES_MIN as u32) << self.backs.min(BACKS_MAX)
     }
 
     fn count(&mut self, settled: &Settled, moves: bool) {
@@ -158,6 +176,12 @@ impl Score {
             return;
         }
         self.moves.add(settled.hit);
+        if !self.acts || settled.hit {
+            self.shown = self.shown.saturating_add(1);
+        }
+        if self.acts && self.backs > 0 && self.shown >= self.to_show() {
+            (self.backs, self.shown) = (self.backs - 1, 0);
+        }
         for sum in [&mut self.bytes_used, &mut self.bytes_wasted, &mut self.saved, &mut self.lost] {
             *sum *= KEEP;
         }
@@ -166,9 +190,18 @@ impl Score {
         self.lost += settled.lost;
     }
 
-    fn keeps(&self, precision: f64) -> bool {
+    fn is_right(&self, precision: f64) -> bool {
         let right = self.moves.share() >= precision && self.top.share() >= precision;
         right && self.saved > self.lost
+    }
+
+    fn begins(&mut self) {
+        (self.acts, self.shown) = (true, 0);
+    }
+
+    /// It begins anew, and has more to show than the last time.
+    fn steps_back(&mut self) {
+        *self = Self { backs: (self.backs + 1).min(BACKS_MAX), ..Self::default() };
     }
 }
 
@@ -183,7 +216,7 @@ pub struct Settled {
     pub hit: bool,
     /// Whether it was the likeliest.
     pub top: bool,
-    /// What acting on it would have done; nothing, if its model was where it was wanted.
+    /// What acting on it would have done; nothing, if its model was where it was wanted, or would not have been moved for it.
     pub step: Option<Step>,
     /// Bytes of its model.
     pub bytes: u64,
@@ -219,22 +252,19 @@ impl Shadow {
 
     /// Counts a guess. Returns what is acted on, or not, from now on.
     ///
-    /// What steps back begins anew: it must prove itself as if for the first time.
+    /// What steps back begins anew, with more to show than the last time.
     pub fn settle(&mut self, settled: &Settled, precision: f64) -> Vec<(Kind, Score)> {
         let mut changed = Vec::new();
         for step in Step::ALL {
             let kind = Kind { habit: settled.habit, step, level: settled.level };
             let score = &mut self.scores[kind.slot()];
             score.count(settled, settled.step == Some(step));
-            let acts = if score.acts { score.keeps(precision) } else { score.proves(precision) };
+            let acts = if score.acts { score.is_right(precision) } else { score.proves(precision) };
             if acts == score.acts {
                 continue;
             }
-            score.acts = acts;
-            changed.push((kind, *score));
-            if !acts {
-                *score = Score::default();
-            }
+            changed.push((kind, Score { acts, ..*score }));
+            if acts { score.begins() } else { score.steps_back() }
         }
         changed
     }

@@ -169,10 +169,10 @@ fn the_format_is_byte_exact_so_bump_the_version_if_this_fails() {
     let saved = Saved::of(habits.saved().expect("it keeps something"), &Shadow::default());
     let text = String::from_utf8(saved.to_bytes().expect("written")).expect("text");
     let digest = blake3::hash(text.as_bytes()).to_hex();
-    assert!(text.starts_with(r#"{"version":1,"saved":{"learned":{"names":[{"n":0,"m":"checkpoints/a","s":1000},"#));
-    assert_eq!(&digest[..16], "4badd75f5ddf5fef", "{text}");
-    let newer = text.replacen("\"version\":1", "\"version\":2", 1);
-    assert_eq!(Saved::from_bytes(newer.as_bytes()), Err("it has version 2, this is 1".to_owned()));
+    assert!(text.starts_with(r#"{"version":2,"saved":{"learned":{"names":[{"n":0,"m":"checkpoints/a","s":1000},"#));
+    assert_eq!(&digest[..16], "efa633a1e9b32f38", "{text}");
+    let newer = text.replacen("\"version\":2", "\"version\":3", 1);
+    assert_eq!(Saved::from_bytes(newer.as_bytes()), Err("it has version 3, this is 2".to_owned()));
     assert!(Saved::from_bytes(&text.as_bytes()[..text.len() - 1]).is_err());
 }
 
@@ -185,7 +185,7 @@ fn settled(hit: bool) -> Settled {
 
 /// How many guesses it takes until the shadow says so.
 fn until(shadow: &mut Shadow, guess: &Settled, acts: bool) -> Option<usize> {
-    (1..100).find(|_| shadow.settle(guess, 0.75).iter().any(|(kind, score)| *kind == KIND && score.acts == acts))
+    (1..1000).find(|_| shadow.settle(guess, 0.75).iter().any(|(kind, score)| *kind == KIND && score.acts == acts))
 }
 
 #[test]
@@ -196,6 +196,22 @@ fn a_habit_acts_once_it_has_proved_right_and_steps_back_when_it_fails() {
     assert_eq!(until(&mut shadow, &settled(false), false), Some(4));
     assert_eq!(shadow.score(KIND).moves.tried, 0.0, "it begins anew");
     assert!((0..10).all(|_| shadow.settle(&settled(true), 0.75).is_empty()));
+}
+
+#[test]
+fn what_steps_back_has_twice_as_much_to_show_and_is_forgiven_as_it_earns_it() {
+    let mut shadow = Shadow::default();
+    let mut took = Vec::new();
+    for _ in 0..5 {
+        took.push(until(&mut shadow, &settled(true), true).expect("it is right"));
+        until(&mut shadow, &settled(false), false).expect("it is wrong");
+    }
+    assert_eq!(took, [17, 24, 48, 96, 192], "of a liar less and less is heard");
+    assert_eq!(until(&mut shadow, &settled(true), true), Some(384));
+    for _ in 0..384 + 192 + 96 {
+        assert!(shadow.settle(&settled(true), 0.75).is_empty());
+    }
+    assert_eq!(shadow.score(KIND).backs, 2);
 }
 
 #[test]
