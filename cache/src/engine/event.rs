@@ -166,8 +166,6 @@ pub enum Event {
         /// How that went.
         result: Result<(), Fault>,
     },
-    /// Models that are known to be wanted soon, the next first, for the policy to weigh: it starts nothing. The whole truth, each time.
-    Foresee(Vec<ModelKey>),
     /// Bytes that RAM may hold now, as the node's limits and its free memory have it.
     RamLimit(u64),
     /// The node runs short of memory: this many bytes must be given back at once. Nothing new is promoted until

@@ -1,7 +1,7 @@
 //! How the world does what the state asks for. Nothing but transfers takes time.
 
 use crate::engine::event::{Commit, Effect, Event, Fetch, Found};
-use crate::engine::view::{EnsurePlan, Priority, Tier, Trust, What};
+use crate::engine::view::{EnsurePlan, Tier, Trust, What};
 use crate::ids::{BlobId, EnsureId};
 use crate::replay::node::{Cargo, Node, Transfer};
 use crate::replay::report::{Move, Step};
@@ -96,7 +96,7 @@ impl Node<'_> {
 
     fn fetch(&mut self, fetch: Fetch) {
         let Ok(file) = fetch.source.path.parse::<u32>() else { return };
-        let (request, prefetch) = (fetch.request, fetch.priority == Priority::Prefetch);
+        let (request, prefetch) = (fetch.request, !self.state.is_demanded(fetch.flight));
         let cargo = Cargo::Fetch(fetch);
         let started = self.now;
         let id = self.send(Transfer { cargo, file, link: Tier::Origin, started, readers: Vec::new(), prefetch });

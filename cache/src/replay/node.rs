@@ -13,6 +13,7 @@ use crate::engine::state::{Executor, State, StateConfig};
 use crate::engine::view::{EnsureRequest, Priority, Tier};
 use crate::ids::{BlobId, EnsureId, ModelKey, OriginName};
 use crate::piece::Cv;
+use crate::plan::expected::{Rank, Want};
 use crate::plan::predict::PredictConfig;
 use crate::replay::link::Link;
 use crate::replay::queue::Queue;
@@ -28,6 +29,8 @@ const PIECE_BYTES: u64 = 1 << 50;
 const AT_ONCE_MAX: u32 = 1 << 20;
 /// The only origin.
 const ORIGIN: &str = "origin";
+/// Who expects what waits in line.
+const LINE: &str = "line";
 
 /// What a transfer is for.
 #[derive(Debug)]
@@ -246,24 +249,25 @@ impl<'a> Node<'a> {
         self.readers.insert(id, Reader { row, started: self.now, left: 0, told: false });
         self.ensures.insert(row, id);
         self.tally.starts(row);
-        let request = self.request(row, Priority::Demand);
+        let request = self.request(row);
         self.apply(Event::Ensure { id, request });
     }
 
-    /// Tells the state what waits in the queue, as far as it can be seen, and has the next ones loaded.
+    /// Tells the state what waits in line, as far as it can be seen: as the daemon does with the queues of ComfyUI.
     fn look_ahead(&mut self) {
         if !self.queue.changed() || self.setup.visible == 0 {
             return;
         }
         let rows: Vec<usize> = self.queue.waiting().take(self.setup.visible as usize).collect();
-        let models: Vec<ModelKey> = rows.iter().flat_map(|row| self.models(*row)).collect();
-        self.apply(Event::Foresee(models));
-        for row in rows {
-            let id = EnsureId(self.next_ensure);
-            self.next_ensure += 1;
-            let request = self.request(row, Priority::Prefetch);
-            self.apply(Event::Ensure { id, request });
+        let mut wants = Vec::new();
+        for (place, row) in rows.into_iter().enumerate() {
+            for (order, model) in self.models(row).into_iter().enumerate() {
+                // What is served has its files in hand: the first in line is the next.
+                let rank = Rank { position: place as u32 + 1, order: order as u32 };
+                wants.push(Want { model, rank, ram: true });
+            }
         }
+        self.apply(Event::Expect { source: LINE.to_owned(), wants });
     }
 
     fn models(&self, row: usize) -> Vec<ModelKey> {
@@ -271,10 +275,10 @@ impl<'a> Node<'a> {
         files.map(|file| self.trace.files[*file as usize].model.clone()).collect()
     }
 
-    fn request(&self, row: usize, priority: Priority) -> EnsureRequest {
+    fn request(&self, row: usize) -> EnsureRequest {
         EnsureRequest {
             models: self.models(row),
-            priority,
+            priority: Priority::Demand,
             target: Tier::Nvme,
             cancel_on_drop: false,
             progress_interval: Duration::from_secs(60),
@@ -363,8 +367,6 @@ impl<'a> Node<'a> {
         }
         self.queue.served(self.now + request.service_ms as f64 / 1000.0, row);
         self.apply(Event::Leave(id));
-        // What this one held may make room for what waits.
-        self.queue.look_again();
     }
 
     /// A reader joins what is on its way already; a prefetch is demand from now on.

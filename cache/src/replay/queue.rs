@@ -66,11 +66,6 @@ impl Queue {
         self.line.iter().copied()
     }
 
-    /// Something else changed that those who wait may gain by.
-    pub(super) fn look_again(&mut self) {
-        self.changed = true;
-    }
-
     /// Whether the line is another one than when this was last asked.
     pub(super) fn changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)

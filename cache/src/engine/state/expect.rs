@@ -103,6 +103,10 @@ impl State {
             if flying || self.put_off.contains_key(&model) || self.is_there(&model, now) {
                 continue;
             }
+            if self.worth_a_guess(&model, now).is_err() {
+                // It would pass by. Something else may be worth less by the next look.
+                continue;
+            }
             let Some(bytes) = self.catalog.get(&model).map(|entry| entry.bytes) else { continue };
             if bytes > self.disk.limit() {
                 self.put_off.insert(model, now.after(RETRY_AFTER));
@@ -112,8 +116,7 @@ impl State {
                 // What comes later must not take the room that this one waits for.
                 break;
             }
-            let worth = self.worth_a_guess(&model, now);
-            match worth.and_then(|()| self.fly(&model, Priority::Prefetch, now)) {
+            match self.fly(&model, Priority::Prefetch, now) {
                 Ok((_, true)) => {}
                 Ok((id, false)) => {
                     running += 1;
@@ -136,6 +139,10 @@ impl State {
             // Once: if it cannot be named, asking again at each event would not help.
             self.put_off.insert(model.clone(), now.after(RETRY_AFTER));
             self.out.push(Effect::Link(self.link_for(model, blob)));
+        }
+        // A policy that weighs knows what is nearer; of one that does not, two that wait would push each other out.
+        if self.plan.places_late() && !self.is_placed_later(blob) {
+            self.place(blob, false, now);
         }
         true
     }
@@ -244,6 +251,10 @@ impl State {
     pub(super) fn place_expected(&mut self, now: Tick) {
         self.release_copied();
         if self.memory.paused || self.expected.is_empty() {
+            return;
+        }
+        if self.config.executor.places && self.plan.places_late() {
+            // The policy weighed what is known to come when it was looked at.
             return;
         }
         for (model, Future { rank, .. }) in self.expected.nearest().into_iter().filter(|row| row.1.ram) {

@@ -17,6 +17,12 @@ use crate::ids::{BlobId, EnsureId, FlightId, ModelKey, OriginName, canonical_fol
 const PAGE_MAX: u32 = 1000;
 
 impl State {
+    /// Whether a caller asked for what a flight brings. What is expected or guessed was asked for by nobody yet, however near it is.
+    #[must_use]
+    pub fn is_demanded(&self, flight: FlightId) -> bool {
+        self.flights.get(&flight).is_some_and(|flight| flight.priority == Priority::Demand)
+    }
+
     pub(super) fn flight_view(&self, id: FlightId, flight: &Flight, now: Tick) -> FlightView {
         FlightView {
             flight: id,

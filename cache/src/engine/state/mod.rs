@@ -355,7 +355,6 @@ impl State {
             Event::Unlocked(blob) => self.unlocked(blob),
             Event::Shed { blob, result } => self.shed_done(blob, result),
             Event::Sunk { blob, result } => self.sunk(blob, result, now),
-            Event::Foresee(models) => self.foresee(&models, now),
             Event::RamLimit(bytes) => self.ram_limit(bytes),
             Event::Pressure { release, source } => self.pressure(release, source, now),
             Event::PressureOver { growth } => self.pressure_over(growth),
