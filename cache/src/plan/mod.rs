@@ -6,6 +6,7 @@
 //! | `lru`, `fifo`, `s3fifo` | one list a tier: the simple choice, and two baselines |
 //! | `lists` | two lists as one policy |
 //! | `value` | the default: seconds saved a byte, both tiers weighed together |
+//! | `kept` | its counts, as they outlive a restart |
 //! | `predict` | what is likely to be asked for next, and whether that is worth acting on |
 //! | `connections` | how many connections an origin gets |
 
@@ -13,6 +14,7 @@ pub mod calibration;
 pub mod connections;
 pub mod expected;
 pub mod fifo;
+pub mod kept;
 pub mod lists;
 pub mod lru;
 pub mod predict;
@@ -65,6 +67,14 @@ pub trait Policy: Send + std::fmt::Debug {
 
     /// A blob that was found at a start was last used so long ago: all that is known of its uses.
     fn recall(&mut self, blob: BlobId, bytes: u64, unused_for: Duration, now: Tick);
+
+    /// What should outlive a restart of what was counted: at most [`kept::ROWS_MAX`] blobs. Nothing from policies that do not count.
+    fn kept(&self, _now: Tick) -> Vec<kept::Row> {
+        Vec::new()
+    }
+
+    /// What was kept of a blob so long ago, and how long ago it was used since then, if it was.
+    fn recall_kept(&mut self, _row: &kept::Row, _age: Duration, _unused_for: Option<Duration>, _now: Tick) {}
 
     /// A blob left a tier.
     fn removed(&mut self, tier: Tier, blob: BlobId);

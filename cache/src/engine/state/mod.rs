@@ -20,6 +20,7 @@
 //! | `leases` | what somebody asked to keep |
 //! | `stored` | what is on the disk: names, uses, damage |
 //! | `restart` | flights whose source changed or failed; files that are let go |
+//! | `uses` | what the policy counted, over a restart |
 //! | `look` | read-only views for the outside |
 //! | `outlook` | what an estimate needs to know, as a snapshot |
 //! | `workers` | L1: what workers have in VRAM, and what follows from it |
@@ -47,6 +48,7 @@ mod room;
 mod stored;
 #[cfg(test)]
 mod tests;
+mod uses;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -244,6 +246,8 @@ pub struct State {
     /// What the policy was told last, and when it may be told again.
     costs: Costs,
     costs_due: Tick,
+    /// Whether the policy was told of a use since its counts were last kept.
+    counted: bool,
     out: Vec<Effect>,
 }
 
@@ -314,6 +318,7 @@ impl State {
             decisions: Decisions::default(),
             costs,
             costs_due: now,
+            counted: false,
             out: Vec::new(),
         };
         state.take_over(inventory, now);

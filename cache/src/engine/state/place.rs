@@ -40,6 +40,7 @@ impl State {
 
     /// Tells the policy what a caller wants, as far as its content is known by now. The rest is told when it is here.
     pub(super) fn count(&mut self, wants: &mut [Want], now: Tick) {
+        self.counted = true;
         let mut set = Beside::default();
         let mut sizes = Vec::new();
         for want in wants.iter() {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use crate::clock::Tick;
 use crate::engine::view::Tier;
 use crate::ids::BlobId;
+use crate::plan::kept::{ROWS_MAX, Row};
 use crate::plan::{Beside, Costs, Placement, Policy, Room, Standing};
 
 use self::choose::{Candidate, LOOK_AHEAD, choose};
@@ -284,6 +285,35 @@ impl Policy for Value {
 
     fn recall(&mut self, blob: BlobId, bytes: u64, unused_for: Duration, now: Tick) {
         self.change(blob, bytes, |row| row.uses = Uses::once(unused_for, now));
+    }
+
+    fn kept(&self, now: Tick) -> Vec<Row> {
+        let in_ram = self.ram.blobs().filter(|blob| !self.is_in(Tier::Nvme, *blob));
+        let most_used_first = self.disk.blobs().rev().chain(in_ram.rev()).chain(self.gone.blobs().rev());
+        let row = |blob: BlobId| {
+            let known = self.known.get(&blob).filter(|known| known.uses != Uses::default())?;
+            let (fast, slow) = known.uses.counts(now);
+            Some(Row {
+                blob,
+                bytes: known.bytes,
+                fast: fast as f32,
+                slow: slow as f32,
+                disk_saves: known.disk_saves as f32,
+                ram_saves: known.ram_saves as f32,
+            })
+        };
+        most_used_first.filter_map(row).take(ROWS_MAX).collect()
+    }
+
+    fn recall_kept(&mut self, row: &Row, age: Duration, unused_for: Option<Duration>, now: Tick) {
+        let mut uses = Uses::kept(row.fast.into(), row.slow.into(), age, now);
+        if let Some(unused_for) = unused_for {
+            uses = uses.and(Uses::once(unused_for, now), now);
+        }
+        self.change(row.blob, row.bytes, |known| {
+            known.uses = uses;
+            (known.disk_saves, known.ram_saves) = (row.disk_saves.into(), row.ram_saves.into());
+        });
     }
 
     fn removed(&mut self, tier: Tier, blob: BlobId) {

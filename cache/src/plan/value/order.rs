@@ -49,7 +49,7 @@ impl Order {
         self.sorted.len()
     }
 
-    pub(super) fn blobs(&self) -> impl Iterator<Item = BlobId> {
+    pub(super) fn blobs(&self) -> impl DoubleEndedIterator<Item = BlobId> {
         self.sorted.iter().map(|(_, blob)| *blob)
     }
 

@@ -165,3 +165,33 @@ fn a_slower_origin_makes_what_was_counted_before_worth_more_too() {
     }
     assert_eq!(policy.victims(Tier::Nvme, 1, &|id| Some(policy.bytes(id)), seconds(60)).len(), 1);
 }
+
+#[test]
+fn counts_that_were_kept_decide_as_before_and_a_stranger_would_decide_otherwise() {
+    let day = seconds(86_400);
+    // The first one serves everybody, the second one was wanted last.
+    let mut before = policy(&[(1, 7 * GB, 50), (2, 7 * GB, 0)]);
+    before.asked(blob(2), 7 * GB, Beside::default(), seconds(3600));
+    let rows = before.kept(day);
+    assert_eq!(rows.iter().map(|row| row.blob).collect::<Vec<_>>(), [blob(1), blob(2)], "the most used first");
+    let (mut after, mut stranger) =
+        (policy(&[(1, 7 * GB, 0), (2, 7 * GB, 0)]), policy(&[(1, 7 * GB, 0), (2, 7 * GB, 0)]));
+    for (n, unused) in [(1, 86_400 - 490), (2, 86_400 - 3600)] {
+        stranger.recall(blob(n), 7 * GB, Duration::from_secs(unused), Tick(0));
+        after.recall(blob(n), 7 * GB, Duration::from_secs(unused), Tick(0));
+    }
+    for row in &rows {
+        after.recall_kept(row, Duration::ZERO, None, Tick(0));
+    }
+    let first = |policy: &Value, now| policy.victims(Tier::Nvme, 7 * GB, &|_| Some(7 * GB), now);
+    assert_eq!(first(&before, day), [blob(2)]);
+    assert_eq!(first(&after, Tick(0)), [blob(2)]);
+    assert_eq!(first(&stranger, Tick(0)), [blob(1)], "or this test shows nothing");
+    for n in [1, 2] {
+        let (was, is) = (before.rate(blob(n), day), after.rate(blob(n), Tick(0)));
+        assert!((is / was - 1.0).abs() < 1e-5, "{was} {is}");
+    }
+    // What was used after it was kept was used once more.
+    after.recall_kept(&rows[1], Duration::from_secs(60), Some(Duration::ZERO), Tick(0));
+    assert!(after.rate(blob(2), Tick(0)) > 1.5 * before.rate(blob(2), day));
+}

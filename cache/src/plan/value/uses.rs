@@ -31,24 +31,37 @@ fn seconds(tick: Tick) -> f64 {
 impl Uses {
     /// Counts one use.
     pub(super) fn count(&mut self, now: Tick) {
-        let age = now.since(self.at).as_secs_f64();
-        self.fast = self.fast * (-age / FAST).exp2() + 1.0;
-        self.slow = self.slow * (-age / SLOW).exp2() + 1.0;
-        self.at = now;
+        let (fast, slow) = self.counts(now);
+        *self = Self { fast: fast + 1.0, slow: slow + 1.0, at: now };
     }
 
     /// One use, so long ago.
     pub(super) fn once(ago: Duration, now: Tick) -> Self {
+        Self::kept(1.0, 1.0, ago, now)
+    }
+
+    /// Both counts as they were so long ago.
+    pub(super) fn kept(fast: f64, slow: f64, ago: Duration, now: Tick) -> Self {
         let ago = ago.as_secs_f64();
-        Self { fast: (-ago / FAST).exp2(), slow: (-ago / SLOW).exp2(), at: now }
+        Self { fast: fast * (-ago / FAST).exp2(), slow: slow * (-ago / SLOW).exp2(), at: now }
+    }
+
+    /// Both counts as they are now, the fast one first.
+    pub(super) fn counts(&self, now: Tick) -> (f64, f64) {
+        let age = now.since(self.at).as_secs_f64();
+        (self.fast * (-age / FAST).exp2(), self.slow * (-age / SLOW).exp2())
+    }
+
+    /// Both counts together.
+    pub(super) fn and(self, other: Self, now: Tick) -> Self {
+        let ((fast, slow), (more_fast, more_slow)) = (self.counts(now), other.counts(now));
+        Self { fast: fast + more_fast, slow: slow + more_slow, at: now }
     }
 
     /// Uses expected a second from now on: each count divided by its mean life.
     pub(super) fn rate(&self, now: Tick) -> f64 {
-        let age = now.since(self.at).as_secs_f64();
-        let fast = self.fast * (-age / FAST).exp2() * LN_2 / FAST;
-        let slow = self.slow * (-age / SLOW).exp2() * LN_2 / SLOW;
-        (1.0 - SLOW_SHARE) * fast + SLOW_SHARE * slow
+        let (fast, slow) = self.counts(now);
+        (1.0 - SLOW_SHARE) * fast * LN_2 / FAST + SLOW_SHARE * slow * LN_2 / SLOW
     }
 
     /// Where the blob stands by its slow count alone: an order that time does not change, because all slow counts decay alike.

@@ -779,7 +779,11 @@ impl World {
         self.callers.clear();
         self.ram.clear();
         self.workers.clear();
+        let kept = self.state.keep_uses();
         self.state = state(self.rng.u64(..), &inventory, self.now, self.kind);
+        if let Some(kept) = kept {
+            self.state.recall_uses(&kept);
+        }
         self.tell_space();
         self.tell_ram();
         let effects = self.state.relock(&self.noted, self.now);
