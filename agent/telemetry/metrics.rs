@@ -154,6 +154,7 @@ mod tests {
             measured::predict::guessed(&Guessed { settled, acted: true, late: false });
             let kind = PredictKind { habit: Habit::Hour, step: Step::Fetch, level: Level::Sure };
             measured::predict::habit(kind, true, 0.9);
+            measured::predict::rival("lru", 0.9);
             measured::comfy(1, 0, 1, 2);
             measured::comfy_prompts("seen", 1);
             measured::comfy_unresolved();

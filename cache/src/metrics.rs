@@ -210,6 +210,8 @@ metrics! {
     PREDICT_PRECISION = "tierd_predict_precision_ratio", Count, Kind::Gauge,
         &[("habit", "`sequence`, `hour`"), ("step", "`fetch`, `promote`"), ("level", "`likely`, `sure`")],
         "Share of the last confident guesses of this kind that came true.";
+    PLAN_RIVAL = "tierd_plan_rival_waited_ratio", Count, Kind::Gauge, &[("policy", "`value`, `lru`, `s3fifo`")],
+        "What callers would have waited for origins under another policy, as a share of what they did wait, in the last days; 1 until that says something.";
     COMFY_SERVERS = "tierd_comfy_servers", Count, Kind::Gauge, &[("state", "`up`, `down`")],
         "ComfyUI servers whose queues are read ahead.";
     COMFY_QUEUE = "tierd_comfy_queue_prompts", Count, Kind::Gauge, &[("state", "`running`, `pending`")],
@@ -492,9 +494,9 @@ pub fn process(sample: ProcessSample) {
 mod tests {
     use super::*;
 
-    const ROOMS: [&str; 13] = [
-        "fetch", "origin", "store", "ram", "vram", "hint", "engine", "predict", "trace", "comfy", "fleet", "rpc",
-        "process",
+    const ROOMS: [&str; 14] = [
+        "fetch", "origin", "store", "ram", "vram", "hint", "engine", "predict", "plan", "trace", "comfy", "fleet",
+        "rpc", "process",
     ];
 
     #[test]

@@ -72,11 +72,14 @@ impl Engine {
         changed.then(|| self.habits_kept.after(WRITE_INTERVAL))
     }
 
-    /// Shows how habits do.
+    /// Shows how habits do, and how other policies would.
     pub(crate) fn gauge_habits(&self) {
         let seen = self.state.predictions(self.gauged);
         for row in &seen.habits {
             metrics::predict::habit(row.kind, row.acts, row.score.moves.share());
+        }
+        for rival in self.state.rivals() {
+            metrics::predict::rival(rival.policy, rival.share);
         }
     }
 }

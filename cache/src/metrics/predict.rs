@@ -1,8 +1,8 @@
-//! What is measured of guesses.
+//! What is measured of guesses, and of what other policies would have done.
 
 use metrics::{counter, gauge};
 
-use super::{PREDICT_ACTING, PREDICT_BYTES, PREDICT_GUESSES, PREDICT_PRECISION};
+use super::{PLAN_RIVAL, PREDICT_ACTING, PREDICT_BYTES, PREDICT_GUESSES, PREDICT_PRECISION};
 use crate::engine::event::Guessed;
 use crate::plan::predict::shadow::{Kind, Step};
 
@@ -27,4 +27,9 @@ pub fn habit(kind: Kind, acts: bool, precision: f64) {
     let (habit, step, level) = (kind.habit.name(), kind.step.name(), kind.level.name());
     gauge!(PREDICT_ACTING.name, "habit" => habit, "step" => step, "level" => level).set(f64::from(u8::from(acts)));
     gauge!(PREDICT_PRECISION.name, "habit" => habit, "step" => step, "level" => level).set(precision);
+}
+
+/// How a policy that does not act would have done.
+pub fn rival(policy: &'static str, share: f64) {
+    gauge!(PLAN_RIVAL.name, "policy" => policy).set(share);
 }

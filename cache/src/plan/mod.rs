@@ -8,6 +8,7 @@
 //! | `value` | the default: seconds saved a byte, both tiers weighed together |
 //! | `kept` | its counts, as they outlive a restart |
 //! | `predict` | what is likely to be asked for next, and whether that is worth acting on |
+//! | `rivals` | what the policies that do not act would have done |
 //! | `connections` | how many connections an origin gets |
 
 pub mod calibration;
@@ -22,6 +23,7 @@ pub mod rank;
 pub mod rates;
 pub mod readiness;
 pub mod report;
+pub mod rivals;
 pub mod s3fifo;
 pub mod value;
 

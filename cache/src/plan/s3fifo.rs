@@ -112,9 +112,9 @@ impl EvictionPolicy for S3Fifo {
         let all = (self.small_bytes + self.main_bytes) as f64;
         let small_first = self.small_bytes as f64 >= all * SMALL_SHARE;
         let (first, second) = if small_first { (&self.small, &self.main) } else { (&self.main, &self.small) };
-        let queue: Vec<BlobId> = first.values().chain(second.values()).copied().collect();
+        let queue = || first.values().chain(second.values()).copied();
         let uses = |blob: &BlobId| self.places.get(blob).map_or(0, |place| place.uses);
-        let in_turn = (0..=USES_MAX).flat_map(|round| queue.iter().copied().filter(move |blob| uses(blob) == round));
+        let in_turn = (0..=USES_MAX).flat_map(|round| queue().filter(move |blob| uses(blob) == round));
         super::lists::first(in_turn, bytes, evictable)
     }
 }

@@ -117,6 +117,7 @@ fn executor(kind: NodeKind) -> Executor {
         places: true,
         readers_hold: true,
         measures: false,
+        rivals: false,
         piece_bytes: PIECE_BYTES,
         connections_start: AT_ONCE_MAX,
     }

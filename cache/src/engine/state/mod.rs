@@ -68,6 +68,7 @@ use crate::plan::connections::{self, Connections};
 use crate::plan::expected::Expected;
 use crate::plan::predict::{Habits, PredictConfig, PredictMode, Predictor};
 use crate::plan::rates::Rates;
+use crate::plan::rivals::Rivals;
 use crate::plan::{Costs, Policy};
 use crate::store::{Inventory, PartialName, StoredLink};
 use crate::units::Share;
@@ -124,6 +125,8 @@ pub struct Executor {
     pub readers_hold: bool,
     /// What bytes cost is measured as they move, and the policy told. Without it the policy keeps what it was built with.
     pub measures: bool,
+    /// The policies that do not act are scored beside the one that does.
+    pub rivals: bool,
     /// Bytes of a piece.
     pub piece_bytes: u64,
     /// Connections that each origin starts with.
@@ -137,6 +140,7 @@ impl Default for Executor {
             places: false,
             readers_hold: false,
             measures: true,
+            rivals: true,
             piece_bytes: PIECE_BYTES,
             connections_start: connections::START,
         }
@@ -248,6 +252,8 @@ pub struct State {
     costs_due: Tick,
     /// Whether the policy was told of a use since its counts were last kept.
     counted: bool,
+    /// What other policies would have done.
+    rivals: Option<Rivals>,
     out: Vec<Effect>,
 }
 
@@ -277,6 +283,7 @@ impl State {
             })
             .collect();
         let (vram, predict, costs) = (config.vram, config.predict, config.costs);
+        let rivals = config.executor.rivals.then(|| Rivals::of(plan.name(), costs));
         let learns = predict.mode != PredictMode::Off;
         let predictor = learns.then(|| Box::new(Habits::default()) as Box<dyn Predictor>);
         let mut state = Self {
@@ -319,6 +326,7 @@ impl State {
             costs,
             costs_due: now,
             counted: false,
+            rivals,
             out: Vec::new(),
         };
         state.take_over(inventory, now);

@@ -8,6 +8,7 @@ use crate::engine::state::{Fate, State};
 use crate::engine::view::{DemoteReason, EvictReason, Priority, Tier};
 use crate::fault::Fault;
 use crate::ids::{BlobId, ModelKey};
+use crate::plan::rivals::{Asked, Rivals};
 use crate::plan::{Beside, Placement, Room, TierRoom};
 
 /// Between two looks at what bytes cost.
@@ -35,12 +36,16 @@ impl State {
             self.costs = costs;
             self.guessing.costs = costs;
             self.plan.measured(costs);
+            if let Some(rivals) = &mut self.rivals {
+                rivals.measured(costs);
+            }
         }
     }
 
     /// Tells the policy what a caller wants, as far as its content is known by now. The rest is told when it is here.
     pub(super) fn count(&mut self, wants: &mut [Want], now: Tick) {
         self.counted = true;
+        self.score_rivals(wants, now);
         let mut set = Beside::default();
         let mut sizes = Vec::new();
         for want in wants.iter() {
@@ -58,6 +63,32 @@ impl State {
                 want.counted = true;
             }
         }
+    }
+
+    /// Tells the policies that do not act what a caller wants. Advice only: the operator chooses.
+    fn score_rivals(&mut self, wants: &[Want], now: Tick) {
+        let Some(mut rivals) = self.rivals.take() else { return };
+        let mut set = Vec::with_capacity(wants.len());
+        for want in wants {
+            set.push(Asked { model: &want.model, bytes: self.model_bytes(want), here: want.from != Tier::Origin });
+        }
+        set.retain(|asked| asked.bytes > 0);
+        for better in rivals.asked(&set, self.disk.limit(), &self.costs, now) {
+            let (policy, acting, percent) = (better.policy, self.plan.name(), (better.share * 100.0).round());
+            tracing::warn!(
+                policy,
+                acting,
+                percent,
+                "for days callers would have waited less for origins under another policy: see store.policy"
+            );
+        }
+        self.rivals = Some(rivals);
+    }
+
+    /// How the policies that do not act would have done.
+    #[must_use]
+    pub fn rivals(&self) -> Vec<crate::plan::rivals::Standing> {
+        self.rivals.as_ref().map(Rivals::standings).unwrap_or_default()
     }
 
     /// What is known to be wanted soon, the next first.
