@@ -17,6 +17,7 @@ mod fleet;
 mod following;
 mod idle;
 mod landing;
+mod learned;
 mod page;
 mod pressure;
 mod ram;
