@@ -12,7 +12,7 @@ impl State {
             return None;
         }
         let rows = self.plan.kept(self.now);
-        (!rows.is_empty()).then(|| Kept { at: self.wall, rows })
+        (!rows.is_empty()).then_some(Kept { at: self.wall, rows })
     }
 
     /// Whether there is something to keep.
