@@ -28,6 +28,7 @@ use crate::engine::marks::Marks;
 use crate::engine::memory::Ram;
 use crate::engine::movers::Movers;
 use crate::engine::pace::Pace;
+use crate::engine::page_cache::PageCache;
 use crate::engine::recorder::Recorder;
 use crate::engine::scribe::{NOTES_MAX, Scribe};
 use crate::engine::sources::{Located, Sources};
@@ -69,7 +70,8 @@ pub(crate) enum Done {
     Listed(OriginName, Result<OriginSnapshot, Fault>, Option<oneshot::Sender<Result<(), Fault>>>),
     Located(ModelKey, Result<Located, Fault>),
     Relocated(FlightId, OriginName, Result<Option<Found>, Fault>),
-    Held(BlobId, Result<Arc<crate::resident::Held>, Fault>),
+    /// A lock ended; before it, so many bytes were in the page cache already.
+    Held(BlobId, u64, Result<Arc<crate::resident::Held>, Fault>),
     Pressed(crate::resident::pressure::Pressure),
     Noted(u64),
     Hinted(crate::engine::hints::Looked),
@@ -212,7 +214,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         done,
         callers: Callers::default(),
         ram: Ram::new(config.ram.clone()),
-        forecast: Forecast::new(),
+        forecast: Forecast::new(PageCache::of(Arc::downgrade(&store), clock.clone())),
         ledger: Ledger::open(&store, clock.now()),
         habits_kept: clock.now(),
         movers,
