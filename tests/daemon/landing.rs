@@ -8,8 +8,9 @@ use crate::rig::{Daemon, MIB, free_port, until, within};
 
 /// How often a set is fetched to see what of it is read back.
 const ROUNDS: u64 = 5;
-/// What may be read from the disk beside what was not kept: pages of the daemon's program that were evicted meanwhile.
-const STRAY_READS: u64 = 2 * MIB;
+/// What may be read from the disk beside what was not kept: pages of the daemon's program that others' needs evicted meanwhile. Less
+/// than the smallest thing that would be read twice, a model.
+const STRAY_READS: u64 = BYTES / 2;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_arrives_for_ram_is_held_when_it_is_ready_and_what_is_kept_is_not_read_back() {

@@ -130,8 +130,13 @@ async fn a_locked_model_survives_ten_loads_and_an_unlocked_one_none() {
             load_like_comfyui(&loose);
         }
         assert_eq!(resident(&held), BYTES, "a load took locked pages away");
-        // Read-ahead (4 MiB here) may bring pages of a part that its reader is done with: they stay, whatever the model's size.
-        assert!(resident(&loose) < BYTES / 4, "the reader does not behave like ComfyUI: {}", resident(&loose));
+        // Read-ahead (4 MiB here, for each reader that waits for its turn) may bring pages of a part that its reader is done with.
+        until("a load takes pages that nobody holds", 20, || async {
+            load_like_comfyui(&loose);
+            (resident(&loose) < BYTES / 4).then_some(())
+        })
+        .await;
+        assert_eq!(resident(&held), BYTES, "a load took locked pages away");
         assert_eq!(locked(daemon.pid()), BYTES);
         assert_eq!(client.model(NAMES[0]).await.expect("known").tier(), pb::Tier::Ram);
         assert_eq!(client.model(NAMES[1]).await.expect("known").tier(), pb::Tier::Nvme);
