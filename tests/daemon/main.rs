@@ -18,6 +18,7 @@ mod following;
 mod idle;
 mod landing;
 mod page;
+mod peers;
 mod pressure;
 mod ram;
 mod readiness;

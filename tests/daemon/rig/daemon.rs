@@ -347,11 +347,21 @@ impl Cli {
         self
     }
 
-    /// Runs a command to its end.
-    pub(crate) async fn run(&self, args: &[&str]) -> Done {
+    fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command.arg("--config").arg(&self.config).args(args).env("TIERD_SOCKET", &self.socket);
         command.env_remove("TIERD_TOKEN").envs(&self.env).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts a command that goes on by itself; whoever starts it ends it, and reads what it says.
+    pub(crate) fn spawn(&self, args: &[&str]) -> Child {
+        self.command(args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the binary runs")
+    }
+
+    /// Runs a command to its end.
+    pub(crate) async fn run(&self, args: &[&str]) -> Done {
+        let mut command = self.command(args);
         let run = tokio::task::spawn_blocking(move || command.output());
         let output = run.await.expect("it does not panic").expect("the binary runs");
         Done {
