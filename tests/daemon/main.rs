@@ -17,6 +17,7 @@ mod fleet;
 mod following;
 mod idle;
 mod landing;
+mod looks;
 mod page;
 mod peers;
 mod pressure;

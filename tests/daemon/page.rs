@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::rig::client::Milliseconds;
 use crate::rig::http::ask;
-use crate::rig::{Content, Daemon, FaultOrigin, MIB, Settings, free_port, until, within};
+use crate::rig::{ComfyStub, Content, Daemon, FaultOrigin, MIB, Settings, free_port, until, within};
 
 const HOSTILE: &str = "loras/<img src=x onerror=alert(1)>.safetensors";
 const LARGE: &str = "checkpoints/large.safetensors";
@@ -77,6 +77,42 @@ async fn the_page_shows_what_the_node_holds_and_hostile_names_stay_text() {
         })
         .await;
         assert!(why.starts_with("evicted loras/<img") && why.contains("asked by"), "{why}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gpus_and_what_comfyui_has_queued_are_shown_as_they_are_told() {
+    within(60, async {
+        let (origin, comfy) = (FaultOrigin::start().await, ComfyStub::start().await);
+        let content = Content::model(902, 2 * MIB);
+        origin.put(LARGE, &content);
+        origin.put_manifest(&[(LARGE, &content, None, None)]);
+        let address = format!("127.0.0.1:{}", free_port());
+        let settings = Settings::with_origin(&origin).set("listen", "http", &format!("\"{address}\"")).set(
+            "comfy",
+            "servers",
+            &format!("\"{}\"", comfy.url()),
+        );
+        let mut daemon = Daemon::prepare(settings.set("comfy", "ram_ahead", "0"));
+        daemon.give_gpus();
+        daemon.restart().await;
+        until("the GPUs are shown", 20, || async {
+            let node = snapshot(&address).await["node"].clone();
+            let (busy, idle) = (&node["devices"][0], &node["devices"][1]);
+            let told =
+                busy["utilisation_percent"] == 87 && busy["by_driver"] == true && idle["used_bytes"] == 3_u64 << 30;
+            (told && node["tiers"][0]["capacity_bytes"] == 160_u64 << 30).then_some(())
+        })
+        .await;
+        comfy.queue("first", &[LARGE, "vae/nobody-has-it.safetensors"]);
+        let shown = until("the prompt is shown with what is here", 20, || async {
+            let server = snapshot(&address).await["servers"][0].clone();
+            (server["prompts"][0]["models"][0]["tier"] == "nvme").then_some(server)
+        })
+        .await;
+        assert_eq!((&shown["name"], &shown["pending"]), (&comfy.name().into(), &1.into()), "{shown}");
+        assert_eq!(shown["prompts"][0]["unknown"][0], "vae/nobody-has-it.safetensors", "{shown}");
     })
     .await;
 }

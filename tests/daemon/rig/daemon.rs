@@ -127,6 +127,16 @@ impl Daemon {
         self.settings = change(std::mem::take(&mut self.settings));
     }
 
+    /// Gives it two GPUs: a made-up driver, built into its folder and found before any that is installed.
+    pub(crate) fn give_gpus(&mut self) {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/nvml.c");
+        let library = self.dir().join("libnvidia-ml.so.1");
+        let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(library).arg(source).status();
+        assert!(built.expect("what links Rust compiles C").success(), "the driver is not built");
+        let folder = self.dir().display().to_string();
+        self.settings(|settings| settings.env("LD_LIBRARY_PATH", &folder));
+    }
+
     /// Writes the configuration file that it would be started with.
     pub(crate) fn write_config(&self) {
         std::fs::write(self.config(), self.settings.text(self.dir.path())).expect("its folder can be written");
