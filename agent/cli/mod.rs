@@ -130,8 +130,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Print a completion script for a shell
     Completions {
-        /// The shell
-        shell: clap_complete::Shell,
+        /// The shell [default: that of $SHELL]
+        shell: Option<clap_complete::Shell>,
     },
 }
 
@@ -341,6 +341,12 @@ async fn run(context: &Context, command: Command) -> Outcome {
         Command::CheckConfig(args) => check_config::check_config(context, args),
         Command::Demo(args) => demo::demo(context, args).await,
         Command::Completions { shell } => {
+            let Some(shell) = shell.or_else(clap_complete::Shell::from_env) else {
+                return Err(Failure::new(
+                    Exit::Usage,
+                    "$SHELL names no shell that is known here: say which, as in tierd completions bash",
+                ));
+            };
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "tierd", &mut script);
             std::io::Write::write_all(&mut std::io::stdout().lock(), &script)?;
