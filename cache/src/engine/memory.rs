@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::clock::Tick;
 use crate::config::RamConfig;
+use crate::engine::done::Done;
 use crate::engine::event::Event;
 use crate::engine::fetch::Landing;
-use crate::engine::run::{Done, Engine};
+use crate::engine::run::Engine;
 use crate::engine::scribe::Note;
 use crate::engine::view::{EnsureReady, EnsureUpdate, TierView};
 use crate::fault::Fault;
