@@ -66,7 +66,10 @@ pub trait Node: Send + Sync + 'static {
     /// # Errors
     ///
     /// In words.
-    fn readiness(&self, question: &Question) -> Result<pb::EstimateReadinessResponse, String>;
+    fn readiness(
+        &self,
+        question: &Question,
+    ) -> impl Future<Output = Result<pb::EstimateReadinessResponse, String>> + Send;
 
     /// What the node holds.
     fn inventory(&self) -> impl Future<Output = message::Inventory> + Send;
@@ -104,7 +107,7 @@ async fn answer<N: Node>(config: &FleetConfig, link: &Link, node: &N) {
         };
         while let Some(question) = questions.next().await {
             let Some(reply) = question.reply else { continue };
-            let Some(answer) = reply_to(config, node, &question.payload) else { continue };
+            let Some(answer) = reply_to(config, node, &question.payload).await else { continue };
             publish(&link.client, reply.to_string(), answer).await;
         }
         // The subscription ends only with the connection's task.
@@ -113,7 +116,7 @@ async fn answer<N: Node>(config: &FleetConfig, link: &Link, node: &N) {
 }
 
 /// The answer to one question; `None` if the question is not for this node.
-fn reply_to<N: Node>(config: &FleetConfig, node: &N, payload: &[u8]) -> Option<Vec<u8>> {
+async fn reply_to<N: Node>(config: &FleetConfig, node: &N, payload: &[u8]) -> Option<Vec<u8>> {
     let answer = |estimate, error| Answer {
         node: config.node.clone(),
         address: config.address.clone(),
@@ -134,7 +137,7 @@ fn reply_to<N: Node>(config: &FleetConfig, node: &N, payload: &[u8]) -> Option<V
     if !ours {
         return None;
     }
-    match node.readiness(&question) {
+    match node.readiness(&question).await {
         Ok(estimate) if question.is_late(&estimate) => None,
         Ok(estimate) => Some(answer(Some(estimate), None).to_bytes()),
         Err(text) => Some(answer(None, Some(text)).to_bytes()),
@@ -202,10 +205,9 @@ async fn publish(client: &Client, subject: String, body: Vec<u8>) {
 }
 
 impl Node for EngineHandle {
-    fn readiness(&self, question: &Question) -> Result<pb::EstimateReadinessResponse, String> {
-        let outlook = self.outlook();
-        let (models, target) = question.checked(outlook.models_max())?;
-        Ok((&outlook.estimate(&models, target)).into())
+    async fn readiness(&self, question: &Question) -> Result<pb::EstimateReadinessResponse, String> {
+        let (models, target) = question.checked(self.outlook().models_max())?;
+        Ok((&self.estimate(&models, target).await).into())
     }
 
     async fn inventory(&self) -> message::Inventory {

@@ -8,6 +8,7 @@ use tierd_cache::engine::EngineHandle;
 use tierd_cache::engine::outlook::{Estimate, ModelEstimate, Obstacle, Outlook, Victim};
 use tierd_cache::engine::view::Tier;
 use tierd_cache::ids::ModelKey;
+use tierd_cache::plan::calibration::Class;
 use tierd_cache::plan::rank::{Ranked, WORKFLOWS_MAX};
 use tierd_cache::vram::audit::Audited;
 use tierd_cache::vram::fit::{Fit, Place, Weights, fit};
@@ -74,9 +75,8 @@ impl pb::placement_service_server::PlacementService for Placement {
 
 impl Placement {
     async fn estimate(&self, models: &[ModelKey], target: Tier) -> Result<pb::EstimateReadinessResponse, Status> {
-        let outlook = self.engine.outlook();
-        at_most("models", models.len(), &outlook)?;
-        let estimate = outlook.estimate(models, target);
+        at_most("models", models.len(), &self.engine.outlook())?;
+        let estimate = self.engine.estimate(models, target).await;
         let mut answer = pb::EstimateReadinessResponse::from(&estimate);
         match self.devices.figures().await {
             Some(figures) => add_devices(&mut answer, &estimate, &figures),
@@ -169,7 +169,7 @@ impl From<&Estimate> for pb::EstimateReadinessResponse {
         let bytes_to_fetch = estimate.models.iter().map(|model| model.fetch_bytes).sum();
         let bytes_to_lock = estimate.models.iter().map(|model| model.lock_bytes).sum();
         Self {
-            ready: estimate.obstacles.is_empty() && bytes_to_fetch == 0 && bytes_to_lock == 0,
+            ready: estimate.obstacles.is_empty() && estimate.prediction.class == Class::Hit,
             p50: seconds(estimate.prediction.p50),
             p95: seconds(estimate.prediction.p95),
             models: estimate.models.iter().map(Into::into).collect(),

@@ -179,7 +179,7 @@ metrics! {
     ENGINE_MODEL_BYTES = "tierd_engine_model_bytes_total", Bytes, Kind::Counter, &[FROM],
         "Bytes of these models. What was not `origin` did not have to be fetched again.";
     ENGINE_ESTIMATES = "tierd_engine_estimates_total", Count, Kind::Counter,
-        &[("class", "`hit`, `lock`, `fetch`"), ("verdict", "`near`, `short`, `long`")],
+        &[("class", "`hit`, `settle` (held where the page cache has it), `lock` (read from the disk), `fetch`"), ("verdict", "`near`, `short`, `long`")],
         "Estimates that were compared with what came: within a factor of two, told less than half of it, or more than twice. Hits take a millisecond, where the scheduler of the system decides.";
     ENGINE_ESTIMATE_ERROR = "tierd_engine_estimate_error_ratio", Count, Kind::Histogram(ERROR_BUCKETS), &[],
         "How far the estimate of a set's time was off, as a share of the time that it took: 0.1 is a tenth. A median above 0.5 means that the node surprises itself.";

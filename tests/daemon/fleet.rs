@@ -25,7 +25,7 @@ const NODES: usize = 200;
 struct Stub(u64);
 
 impl Node for Stub {
-    fn readiness(&self, question: &Question) -> Result<pb::EstimateReadinessResponse, String> {
+    async fn readiness(&self, question: &Question) -> Result<pb::EstimateReadinessResponse, String> {
         question.checked(1024)?;
         let p50 = Some(Duration::from_millis(self.0).into());
         Ok(pb::EstimateReadinessResponse { p50, p95: p50, ready: self.0 == 0, ..Default::default() })

@@ -2,7 +2,7 @@
 
 use tierd::rpc::pb;
 
-use crate::ram::{BYTES, NAMES, locked, may_lock, read_from_disk, settings};
+use crate::ram::{BYTES, NAMES, assert_locked, may_lock, read_from_disk, settings};
 use crate::rig::http::ask;
 use crate::rig::{Daemon, MIB, free_port, until, within};
 
@@ -30,9 +30,7 @@ async fn what_arrives_for_ram_is_held_when_it_is_ready_and_what_is_kept_is_not_r
                 (read_from_disk(daemon.pid()), landed(&address, "through").await, landed(&address, "behind").await);
             let ready = client.ready_in_ram(&NAMES[..3]).await;
             assert_eq!(ready.bytes_fetched, 3 * BYTES);
-            assert!(locked(daemon.pid()) >= 4 * BYTES, "ready, and not held");
-            // What landed is mapped twice for a moment, and counted so: where it landed, and where it is held.
-            until("each page is held once", 20, || async { (locked(daemon.pid()) == 4 * BYTES).then_some(()) }).await;
+            assert_locked(daemon.pid(), 4 * BYTES).await;
             let read = read_from_disk(daemon.pid()) - before.0;
             let through = landed(&address, "through").await - before.1;
             let behind = landed(&address, "behind").await - before.2;

@@ -175,6 +175,46 @@ async fn an_estimate_says_what_would_go_and_what_stands_in_the_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_page_cache_has_is_not_counted_as_read_from_the_disk() {
+    within(60, async {
+        let origin = FaultOrigin::start().await;
+        let content = Content::model(7500, 64 * MIB);
+        origin.put(&model(1), &content);
+        let settings =
+            Settings::with_origin(&origin).set("ram", "budget", "\"80 MiB\"").set("ram", "reserve", "\"64 MiB\"");
+        let daemon = Daemon::start(settings).await;
+        let client = daemon.client().await;
+        client.ready(&[&model(1)]).await;
+        let path = daemon.model(&model(1));
+        let to_read = || async { estimate(&client, &[model(1)], pb::Tier::Ram).await.bytes_to_lock };
+
+        let file = std::fs::File::open(&path).expect("it is there");
+        until("the page cache is empty of it", 20, || async {
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("advice is taken");
+            (to_read().await >= 56 * MIB).then_some(())
+        })
+        .await;
+        // As ComfyUI reads it.
+        std::fs::read(&path).expect("it is readable");
+        until("the kernel is asked again", 20, || async { (to_read().await == 0).then_some(()) }).await;
+        let told = estimate(&client, &[model(1)], pb::Tier::Ram).await;
+        assert!(!told.ready, "it is not locked yet: {told:?}");
+
+        client
+            .ensure_with(pb::EnsureRequest {
+                models: vec![model(1)],
+                target: pb::Tier::Ram.into(),
+                ..Default::default()
+            })
+            .await
+            .ready();
+        let told = estimate(&client, &[model(1)], pb::Tier::Ram).await;
+        assert!(told.ready, "{told:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn workflows_are_ranked_and_grouped_and_wrong_questions_are_refused() {
     within(30, async {
         let origin = FaultOrigin::start().await;

@@ -24,7 +24,8 @@ pub(crate) enum Done {
     Listed(OriginName, Result<OriginSnapshot, Fault>, Option<oneshot::Sender<Result<(), Fault>>>),
     Located(ModelKey, Result<Located, Fault>),
     Relocated(FlightId, OriginName, Result<Option<Found>, Fault>),
-    Held(BlobId, Result<Arc<crate::resident::Held>, Fault>),
+    /// A lock ended; before it, so many bytes were in the page cache already.
+    Held(BlobId, u64, Result<Arc<crate::resident::Held>, Fault>),
     Pressed(crate::resident::pressure::Pressure),
     Noted(u64),
     Hinted(crate::engine::hints::Looked),

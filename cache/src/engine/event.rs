@@ -147,6 +147,8 @@ pub enum Event {
     Locked {
         /// The blob.
         blob: BlobId,
+        /// Bytes of it that were in the page cache before.
+        found: u64,
         /// How that went.
         result: Result<(), Fault>,
     },

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use crate::clock::Tick;
 use crate::engine::outlook::{Outlook, Shelf};
+use crate::engine::page_cache::PageCache;
 use crate::engine::run::Engine;
 use crate::engine::view::{EnsureReady, EnsureRequest, Priority};
 use crate::ids::EnsureId;
@@ -28,6 +29,7 @@ pub(crate) struct Forecast {
     published: watch::Sender<Arc<Outlook>>,
     shelf: Arc<Shelf>,
     calibration: Arc<Calibration>,
+    page_cache: Arc<PageCache>,
     /// Whether something moved, and whether what is stored changed, since the last outlook.
     pub(crate) moved: bool,
     pub(crate) reshaped: bool,
@@ -37,11 +39,12 @@ pub(crate) struct Forecast {
 
 impl Forecast {
     /// Knows nothing yet.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(page_cache: PageCache) -> Self {
         Self {
             published: watch::channel(Arc::default()).0,
             shelf: Arc::default(),
             calibration: Arc::default(),
+            page_cache: Arc::new(page_cache),
             moved: true,
             reshaped: true,
             at: Tick::default(),
@@ -78,7 +81,11 @@ impl Engine {
         }
         self.forecast.moved = false;
         self.forecast.at = now;
-        let outlook = self.state.outlook(self.forecast.shelf.clone(), self.forecast.calibration.clone());
+        let outlook = self.state.outlook(
+            self.forecast.shelf.clone(),
+            self.forecast.calibration.clone(),
+            self.forecast.page_cache.clone(),
+        );
         self.forecast.published.send_replace(Arc::new(outlook));
     }
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::engine::known::Known;
-use crate::engine::outlook::Outlook;
+use crate::engine::outlook::{Estimate, Outlook};
 use crate::engine::view::{
     EnsureRequest, EnsureUpdate, EvictReport, Explanation, FlightView, ImportedFile, LeaseView, ModelFilter, ModelPage,
-    ModelView, MoveReport, NodeView, Occurrence, Position, PredictView, RamHold, SpanTree, StateView, Told,
+    ModelView, MoveReport, NodeView, Occurrence, Position, PredictView, RamHold, SpanTree, StateView, Tier, Told,
 };
 use crate::fault::Fault;
 use crate::ids::{FlightId, LeaseId, ModelKey, OriginName, Seq};
@@ -135,6 +135,13 @@ impl EngineHandle {
         Self { commands, outlook }
     }
 
+    /// How soon these models could be ready in a tier. Never waits for the engine; for RAM the kernel is asked first what it has of them.
+    pub async fn estimate(&self, models: &[ModelKey], target: Tier) -> Estimate {
+        let outlook = self.outlook();
+        outlook.look(models, target).await;
+        outlook.estimate(models, target)
+    }
+
     /// The node as estimates see it, at most some tens of milliseconds old. Asks nobody and never waits for the engine.
     #[must_use]
     pub fn outlook(&self) -> Arc<Outlook> {
@@ -155,6 +162,8 @@ impl EngineHandle {
     ///
     /// [`Fault::Invalid`], [`Fault::Busy`] and [`Fault::ShuttingDown`] come here; all else ends the stream.
     pub async fn ensure(&self, request: EnsureRequest) -> Result<mpsc::Receiver<EnsureUpdate>, Fault> {
+        // What is told beside it, and compared with what comes, must know what a caller would have been told.
+        self.outlook().look(&request.models, request.target).await;
         self.ask(|reply| Command::Ensure(request, reply)).await?
     }
 

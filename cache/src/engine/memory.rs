@@ -1,6 +1,7 @@
 //! The RAM tier in action: maps and locks what the state asks for, measures what the node can spare, listens to its pressure.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -18,7 +19,7 @@ use crate::resident::budget::{self, Binding, Inputs};
 use crate::resident::limits::read_limits;
 use crate::resident::pressure::{Pressure, Watch};
 use crate::resident::relief::{Relief, ReliefLimits, Stock, next_look};
-use crate::resident::{Held, Mode, Resident};
+use crate::resident::{Held, Mode, Resident, resident_bytes};
 
 /// The name under which the set that is to be locked again after a restart is kept.
 const RESIDENT_STATE: &str = "resident";
@@ -276,6 +277,7 @@ impl Engine {
         let landed = self.ram.landed.remove(&blob);
         self.on_disk(move |_, _| {
             let started = clock.now();
+            let found = File::open(&path).and_then(|file| resident_bytes(&file, 0..bytes)).unwrap_or(0);
             let held = match landed.map(Arc::try_unwrap) {
                 Some(Ok(landed)) => landed.held.extend(0..bytes).map(|()| landed.held),
                 // A piece is still being read back: what is resident already costs next to nothing.
@@ -284,11 +286,11 @@ impl Engine {
             if held.is_ok() {
                 crate::metrics::ram_locked(bytes, clock.now().since(started));
             }
-            Done::Held(blob, held.map(Arc::new).map_err(Fault::from))
+            Done::Held(blob, found, held.map(Arc::new).map_err(Fault::from))
         });
     }
 
-    pub(crate) fn held(&mut self, blob: BlobId, result: Result<Arc<Held>, Fault>) {
+    pub(crate) fn held(&mut self, blob: BlobId, found: u64, result: Result<Arc<Held>, Fault>) {
         let Some((_, leaving)) = self.ram.locking.remove(&blob) else { return };
         if leaving {
             self.let_go(result.ok(), blob);
@@ -297,7 +299,7 @@ impl Engine {
         let result = result.map(|held| {
             self.ram.held.insert(blob, held);
         });
-        self.apply(Event::Locked { blob, result });
+        self.apply(Event::Locked { blob, found, result });
         self.measure_ram();
     }
 

@@ -20,6 +20,7 @@ mod memory;
 mod movers;
 pub mod outlook;
 mod pace;
+pub(crate) mod page_cache;
 mod recorder;
 mod run;
 mod scribe;

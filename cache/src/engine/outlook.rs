@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::catalog::Catalog;
+use crate::engine::page_cache::PageCache;
 use crate::engine::view::Tier;
 use crate::ids::{BlobId, FlightId, ModelKey, OriginName};
 use crate::piece::Layout;
@@ -76,6 +77,7 @@ pub struct Outlook {
     pub(crate) models_max: u32,
     pub(crate) rates: Arc<Rates>,
     pub(crate) calibration: Arc<Calibration>,
+    pub(crate) page_cache: Arc<PageCache>,
 }
 
 /// How soon a set could be ready here.
@@ -108,7 +110,7 @@ pub struct ModelEstimate {
     pub tier: Option<Tier>,
     /// Bytes that must come from an origin.
     pub fetch_bytes: u64,
-    /// Bytes that must be read from the disk into RAM.
+    /// Bytes that must be read from the disk into RAM. What the page cache has already is not among them.
     pub lock_bytes: u64,
     /// The flight that brings it already.
     pub flight: Option<FlightId>,
@@ -148,6 +150,14 @@ impl Outlook {
     pub fn stored_in(&self, tier: Tier) -> impl Iterator<Item = &ModelKey> {
         let wanted = move |stored: &Stored| tier == Tier::Nvme || (tier == Tier::Ram && stored.ram);
         self.shelf.models.iter().filter(move |(_, stored)| wanted(stored)).map(|(model, _)| model)
+    }
+
+    /// Asks the kernel what it has of those among these models that would have to be locked.
+    pub(crate) async fn look(&self, models: &[ModelKey], target: Tier) {
+        if target == Tier::Ram {
+            let unlocked = models.iter().filter_map(|model| self.stored(model)).filter(|stored| !stored.ram);
+            self.page_cache.look(unlocked.map(|stored| (stored.blob, stored.bytes))).await;
+        }
     }
 
     /// How soon these models could be ready in a tier: RAM or the disk. Duplicates count once.
@@ -190,10 +200,11 @@ impl Outlook {
         }
         let fetch_bytes = rows.iter().map(|row| row.fetch_bytes).sum();
         let lock_bytes = moves.iter().map(|step| step.lock).sum();
+        let settle_bytes = moves.iter().map(|step| step.settle).sum();
         let seconds =
             readiness::seconds(&moves, target == Tier::Ram, &self.ahead(&flying, fetch_bytes > 0), &self.rates);
         Estimate {
-            prediction: self.calibration.correct(Class::of(fetch_bytes, lock_bytes), seconds),
+            prediction: self.calibration.correct(Class::of(fetch_bytes, lock_bytes, settle_bytes), seconds),
             models: rows,
             evicts,
             demotes,
@@ -227,15 +238,19 @@ impl Outlook {
             flight: None,
             origin: None,
         };
-        let mut step = Move { bytes: 0, fetch: None, lock: 0 };
+        let mut step = Move { bytes: 0, fetch: None, lock: 0, settle: 0 };
         let entry = self.shelf.catalog.get(model);
-        let stored = self.shelf.models.get(model).copied().or_else(|| self.stored_as(entry?.blake3?));
+        let stored = self.stored(model);
         row.blob = stored.map(|stored| stored.blob).or_else(|| entry?.blake3);
         if let Some(stored) = stored {
             row.bytes = stored.bytes;
             row.tier = Some(if stored.ram { Tier::Ram } else { Tier::Nvme });
-            row.lock_bytes = if target == Tier::Ram && !stored.ram { stored.bytes } else { 0 };
-            (step.bytes, step.lock) = (stored.bytes, row.lock_bytes);
+            step.bytes = stored.bytes;
+            if target == Tier::Ram && !stored.ram {
+                step.settle = self.page_cache.has(stored.blob).min(stored.bytes);
+                step.lock = stored.bytes - step.settle;
+            }
+            row.lock_bytes = step.lock;
             return (row, step);
         }
         let digest = entry.and_then(|entry| entry.blake3);
@@ -269,6 +284,12 @@ impl Outlook {
         row.tier = (row.origin.is_some()).then_some(Tier::Origin);
         step.bytes = row.bytes;
         (row, step)
+    }
+
+    /// A model that is stored, under this name or as the same content under another.
+    fn stored(&self, model: &ModelKey) -> Option<Stored> {
+        let digest = || self.shelf.catalog.get(model)?.blake3;
+        self.shelf.models.get(model).copied().or_else(|| self.stored_as(digest()?))
     }
 
     /// The same content, stored under another name.

@@ -27,6 +27,7 @@ use crate::engine::marks::Marks;
 use crate::engine::memory::Ram;
 use crate::engine::movers::Movers;
 use crate::engine::pace::Pace;
+use crate::engine::page_cache::PageCache;
 use crate::engine::recorder::Recorder;
 use crate::engine::scribe::{NOTES_MAX, Scribe};
 use crate::engine::sources::Sources;
@@ -172,7 +173,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         done,
         callers: Callers::default(),
         ram: Ram::new(config.ram.clone()),
-        forecast: Forecast::new(),
+        forecast: Forecast::new(PageCache::of(Arc::downgrade(&store), clock.clone())),
         ledger: Ledger::open(&store, clock.now()),
         habits_kept: clock.now(),
         movers,

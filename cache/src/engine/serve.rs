@@ -169,7 +169,7 @@ impl Engine {
                     self.state.unreserve_import(bytes);
                 }
             }
-            Done::Held(blob, result) => self.held(blob, result),
+            Done::Held(blob, found, result) => self.held(blob, found, result),
             Done::Pressed(look) => self.pressed(&look),
             Done::Noted(number) => self.noted(number),
             Done::Hinted(looked) => self.hinted(looked),

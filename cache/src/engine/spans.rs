@@ -112,7 +112,7 @@ impl Spans {
                     }
                 }
             }
-            Event::Locked { blob, result } => {
+            Event::Locked { blob, result, .. } => {
                 if let Some(lock) = self.locks.get_mut(blob) {
                     lock.end(now, result.as_ref().err().map(ToString::to_string));
                 }

@@ -38,6 +38,7 @@ pub fn flight_failed(fault: &str) {
 pub fn estimate_compared(class: Class, told: f64, actual: f64) {
     let class = match class.kind() {
         Kind::Hit => "hit",
+        Kind::Settle => "settle",
         Kind::Lock => "lock",
         Kind::Fetch => "fetch",
     };

@@ -29,6 +29,8 @@ const RATIO_MAX: f64 = 20.0;
 pub enum Class {
     /// Everything is where it is wanted.
     Hit,
+    /// What is to be locked is in the page cache already, nothing is read or fetched.
+    Settle,
     /// Less than 8 MiB is locked from the disk, nothing is fetched: what is done once decides.
     LockSmall,
     /// More is locked: the disk decides.
@@ -44,13 +46,15 @@ pub enum Class {
 }
 
 /// How many classes there are.
-const CLASSES: usize = 7;
+const CLASSES: usize = 8;
 
 /// What a class is compared with before it has comparisons of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Nothing moves.
     Hit,
+    /// Pages are held where they are.
+    Settle,
     /// Bytes go from the disk into RAM.
     Lock,
     /// Bytes come from origins.
@@ -60,6 +64,7 @@ pub enum Kind {
 impl Class {
     const ALL: [Self; CLASSES] = [
         Self::Hit,
+        Self::Settle,
         Self::LockSmall,
         Self::Lock,
         Self::FetchPiece,
@@ -70,9 +75,10 @@ impl Class {
 
     /// The class of a set by what it must move.
     #[must_use]
-    pub fn of(fetch_bytes: u64, lock_bytes: u64) -> Self {
+    pub fn of(fetch_bytes: u64, lock_bytes: u64, settle_bytes: u64) -> Self {
         match fetch_bytes {
-            0 if lock_bytes == 0 => Self::Hit,
+            0 if lock_bytes == 0 && settle_bytes == 0 => Self::Hit,
+            0 if lock_bytes == 0 => Self::Settle,
             0 if lock_bytes < 8 * MIB => Self::LockSmall,
             0 => Self::Lock,
             bytes if bytes < 8 * MIB => Self::FetchPiece,
@@ -87,6 +93,7 @@ impl Class {
     pub fn kind(self) -> Kind {
         match self {
             Self::Hit => Kind::Hit,
+            Self::Settle => Kind::Settle,
             Self::LockSmall | Self::Lock => Kind::Lock,
             Self::FetchPiece | Self::FetchSmall | Self::FetchMedium | Self::FetchLarge => Kind::Fetch,
         }

@@ -27,7 +27,12 @@ const UNMEASURED_STEP: f64 = 0.01;
 /// Before anything was measured: seconds until models that are there have been looked at.
 const UNMEASURED_LOOK: f64 = 0.001;
 
-/// Seconds as a straight line over bytes, `start + bytes / rate`: least squares over faded observations.
+/// Bytes whose time is about as long as what is done once: an observation is weighed by the square of its bytes and these.
+const ONCE_BYTES: f64 = PIECE_BYTES as f64;
+
+/// Seconds as a straight line over bytes, `start + bytes / rate`: least squares over faded observations. What is least is the
+/// error as a *share* of the time, since that is what an estimate is judged by: else a large file that took a third longer
+/// decides what is expected of a small one.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Fit {
     weight: f64,
@@ -41,11 +46,14 @@ impl Fit {
     /// Takes one observation in.
     pub fn saw(&mut self, bytes: u64, took: Duration) {
         let (x, y) = (bytes as f64, took.as_secs_f64());
-        self.weight = self.weight * FADE + 1.0;
-        self.x = self.x * FADE + x;
-        self.y = self.y * FADE + y;
-        self.xx = self.xx * FADE + x * x;
-        self.xy = self.xy * FADE + x * y;
+        // By bytes, not by time: what was quick by chance must not count most, nor a link that became slow hardly at all.
+        let scale = 1.0 + x / ONCE_BYTES;
+        let weight = 1.0 / (scale * scale);
+        self.weight = self.weight * FADE + weight;
+        self.x = self.x * FADE + weight * x;
+        self.y = self.y * FADE + weight * y;
+        self.xx = self.xx * FADE + weight * x * x;
+        self.xy = self.xy * FADE + weight * x * y;
     }
 
     /// Whether nothing was observed yet.

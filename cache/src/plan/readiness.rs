@@ -15,6 +15,8 @@ pub struct Move {
     pub fetch: Option<Fetch>,
     /// Bytes that must be locked from the disk. What is fetched is locked as it lands and does not count here.
     pub lock: u64,
+    /// Bytes that must be locked and are in the page cache already.
+    pub settle: u64,
 }
 
 /// A fetch that must still happen.
@@ -48,8 +50,9 @@ const DISK_JOBS: f64 = 4.0;
 #[must_use]
 pub fn seconds(moves: &[Move], in_ram: bool, ahead: &Ahead, rates: &Rates) -> f64 {
     let lock: u64 = moves.iter().map(|step| step.lock).sum();
+    let settle = moves.iter().map(|step| step.settle).sum();
     let locked = if lock == 0 { 0.0 } else { rates.lock_seconds(lock + ahead.locking) };
-    rates.look_seconds(moves.len()) + fetched(moves, in_ram, ahead, rates).max(locked)
+    rates.look_seconds(moves.len()) + fetched(moves, in_ram, ahead, rates).max(locked + rates.settle_seconds(settle))
 }
 
 /// Seconds until everything that must be fetched is durable and named. The largest file goes first; each is committed while the
@@ -103,7 +106,7 @@ mod tests {
 
     fn fetch(origin: &OriginName, pieces: u64) -> Move {
         let fetch = Fetch { origin: origin.clone(), pieces: pieces as f64, piece_bytes: PIECE, opens: true };
-        Move { bytes: pieces * PIECE, fetch: Some(fetch), lock: 0 }
+        Move { bytes: pieces * PIECE, fetch: Some(fetch), lock: 0, settle: 0 }
     }
 
     fn near(found: f64, expected: f64) {
@@ -127,10 +130,20 @@ mod tests {
     #[test]
     fn disk_and_link_work_at_the_same_time() {
         let (origin, rates, ahead) = measured();
-        let lock = Move { bytes: 1000 * MIB, fetch: None, lock: 1000 * MIB };
+        let lock = Move { bytes: 1000 * MIB, fetch: None, lock: 1000 * MIB, settle: 0 };
         let both = seconds(&[fetch(&origin, 16), lock.clone()], true, &ahead, &rates);
         let longer = seconds(std::slice::from_ref(&lock), true, &ahead, &rates);
         near(both, longer);
+    }
+
+    #[test]
+    fn what_the_page_cache_has_is_held_and_not_read() {
+        let (_, mut rates, ahead) = measured();
+        (0..8).for_each(|_| rates.settle.saw(1000 * MIB, Duration::from_millis(10)));
+        let held = Move { bytes: 1000 * MIB, fetch: None, lock: 0, settle: 1000 * MIB };
+        near(seconds(std::slice::from_ref(&held), true, &ahead, &rates), 0.011);
+        let half = Move { lock: 500 * MIB, settle: 500 * MIB, ..held };
+        near(seconds(&[half], true, &ahead, &rates), 0.5 + 0.005 + 0.001);
     }
 
     #[test]

@@ -107,7 +107,7 @@ impl Node<'_> {
     fn lock(&mut self, blob: BlobId) -> Option<Event> {
         self.log_move(Step::Enter, blob, Tier::Ram, "promoted");
         if self.in_hand.contains(&blob) {
-            return Some(Event::Locked { blob, result: Ok(()) });
+            return Some(Event::Locked { blob, found: 0, result: Ok(()) });
         }
         self.locking.insert(blob);
         if !self.reading.contains_key(&blob) {

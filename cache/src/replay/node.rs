@@ -330,7 +330,7 @@ impl<'a> Node<'a> {
                 if transfer.link == Tier::Nvme {
                     self.reading.remove(&blob);
                     if self.locking.remove(&blob) {
-                        self.apply(Event::Locked { blob, result: Ok(()) });
+                        self.apply(Event::Locked { blob, found: 0, result: Ok(()) });
                     }
                 }
                 for row in transfer.readers {

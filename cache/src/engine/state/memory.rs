@@ -355,16 +355,17 @@ impl State {
         self.memory.changed = true;
     }
 
-    pub(super) fn locked(&mut self, blob: BlobId, result: Result<(), Fault>, now: Tick) {
+    pub(super) fn locked(&mut self, blob: BlobId, found: u64, result: Result<(), Fault>, now: Tick) {
         let Some(held) = self.memory.held.get_mut(&blob).filter(|held| held.stage == Stage::Locking) else { return };
         match result {
             Ok(()) => {
                 held.stage = Stage::Locked;
                 let (bytes, elapsed, beside) = (held.bytes, now.since(held.since), held.beside);
                 let rates = Arc::make_mut(&mut self.rates);
+                // What was in the page cache costs next to nothing; the rest is read. Whichever is more says what this was.
                 match beside {
-                    Some(beside) => rates.lock.saw(beside, elapsed),
-                    None => rates.settle.saw(bytes, elapsed),
+                    Some(beside) if found < bytes / 2 => rates.lock.saw(beside - found, elapsed),
+                    _ => rates.settle.saw(bytes, elapsed),
                 }
                 self.memory.budget.settle(bytes);
                 self.each_want(|want| want.step == Step::Locking(blob), &Step::Ready(blob));

@@ -351,7 +351,7 @@ impl State {
             Event::Adopted { link, bytes, reserved } => self.adopted(link, bytes, reserved, now),
             Event::Space { total, free } => self.space(total, free, now),
             Event::Sample { origin, bytes } => self.sample(&origin, bytes, now),
-            Event::Locked { blob, result } => self.locked(blob, result, now),
+            Event::Locked { blob, found, result } => self.locked(blob, found, result, now),
             Event::Unlocked(blob) => self.unlocked(blob),
             Event::Shed { blob, result } => self.shed_done(blob, result),
             Event::Sunk { blob, result } => self.sunk(blob, result, now),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::clock::Tick;
 use crate::engine::event::Event;
 use crate::engine::outlook::{FlightAhead, Outlook, Room, Shelf, Stored, Victim};
+use crate::engine::page_cache::PageCache;
 use crate::engine::state::flight::{Flight, Stage};
 use crate::engine::state::{Fate, State};
 use crate::engine::view::Priority;
@@ -54,7 +55,7 @@ impl State {
 
     /// Everything that moves, on top of the shelves.
     #[must_use]
-    pub fn outlook(&self, shelf: Arc<Shelf>, calibration: Arc<Calibration>) -> Outlook {
+    pub fn outlook(&self, shelf: Arc<Shelf>, calibration: Arc<Calibration>, page_cache: Arc<PageCache>) -> Outlook {
         let ahead = |(id, flight): (&crate::ids::FlightId, &Flight)| {
             let origin = flight.usable().next().map(|source| source.origin.clone())?;
             let underway: usize = flight.requests.len().min(flight.layout.pieces() as usize);
@@ -99,6 +100,7 @@ impl State {
             models_max: self.config.limits.models_per_request_max,
             rates: self.rates.clone(),
             calibration,
+            page_cache,
         }
     }
 

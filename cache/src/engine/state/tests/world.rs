@@ -584,7 +584,7 @@ impl World {
                 if well {
                     self.ram.insert(blob);
                 }
-                Event::Locked { blob, result: if well { Ok(()) } else { Err(fault()) } }
+                Event::Locked { blob, found: 0, result: if well { Ok(()) } else { Err(fault()) } }
             }
             Effect::Unlock(blob) => {
                 // Reading that is under way is stopped.
