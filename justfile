@@ -30,6 +30,11 @@ deny:
 setup:
     tests/setup.sh
 
+# The status page in a headless Chromium: pictures in target/looks, judged by axe-core. Wants Chromium, a C compiler, and in
+# TIERD_TEST_AXE the file axe.min.js of the package axe-core.
+looks:
+    cargo test --workspace --test daemon looks -- --ignored --nocapture
+
 # Throws bytes at a parser of what comes from outside (fuzz/fuzz_targets), for five minutes. Wants cargo-fuzz and a nightly compiler.
 fuzz TARGET="workflow":
     mkdir -p fuzz/corpus/{{TARGET}}

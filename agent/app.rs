@@ -16,14 +16,14 @@ use crate::activity::ActivityMeter;
 use crate::comfy;
 use crate::comfy::bridge::Bridge;
 use crate::config::Config;
-use crate::gpu::GpuMeter;
+use crate::gpu::{Devices, GpuMeter};
 use crate::host::{self, ProcessMeter, StopSignals};
 use crate::idle::{self, Hook};
 use crate::rpc::{RpcError, Served, Server};
 use crate::telemetry::health::Health;
 use crate::telemetry::http::{HttpError, HttpServer, HttpState};
 use crate::telemetry::metrics::{self, MetricsError};
-use crate::telemetry::page::Live;
+use crate::telemetry::page::{Live, Sources};
 use crate::telemetry::vram::VramMeter;
 
 /// Longest wait for answers of the HTTP listener that are under way at the very end.
@@ -110,13 +110,14 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
     // Spawn.
     let stop = CancellationToken::new();
     health.opened(Box::new(handle.clone()));
-    page.opened(handle.clone());
     let fleet = config
         .fleet
         .clone()
         .map(|fleet| tokio::spawn(crate::fleet::run(fleet, Arc::new(handle.clone()), stop.child_token())));
     vram.opened(handle.clone());
     let seen = Bridge::start(&config.comfy, &handle, &stop);
+    let devices = Devices::new(handle.clone(), gpus.clone());
+    page.opened(Sources { engine: handle.clone(), devices, seen: seen.clone() });
     let hook = Hook::new(&config.idle, config.listen.unix.clone());
     let activity = ActivityMeter { seen: seen.clone(), hook: hook.clone() };
     if let Some(hook) = hook {

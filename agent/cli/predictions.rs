@@ -30,6 +30,23 @@ fn print(out: Out, answer: &pb::GetPredictionsResponse) -> std::io::Result<()> {
         ))?,
     }
     out.line("")?;
+    // A kind without a guess has nothing to say; all of them are in the JSON.
+    let judged: Vec<_> =
+        answer.habits.iter().filter(|row| row.acts || row.guesses > 0.0 || row.likeliest > 0.0).collect();
+    if judged.is_empty() {
+        out.line("no guess has been judged yet")?;
+    } else {
+        print_habits(out, &judged)?;
+    }
+    out.line("")?;
+    if answer.predictions.is_empty() {
+        return out.line("nothing is likely enough to be told");
+    }
+    let rows: Vec<Vec<String>> = answer.predictions.iter().map(prediction).collect();
+    out.table(&["LIKELY>", "MODEL", "WITHIN>", "HABIT", "TIER", ""], &rows)
+}
+
+fn print_habits(out: Out, rows: &[&pb::HabitScore]) -> std::io::Result<()> {
     out.table(
         &[
             "HABIT",
@@ -45,14 +62,8 @@ fn print(out: Out, answer: &pb::GetPredictionsResponse) -> std::io::Result<()> {
             "SAVES>",
             "COSTS>",
         ],
-        &answer.habits.iter().map(habit).collect::<Vec<_>>(),
-    )?;
-    out.line("")?;
-    if answer.predictions.is_empty() {
-        return out.line("nothing is likely enough to be told");
-    }
-    let rows: Vec<Vec<String>> = answer.predictions.iter().map(prediction).collect();
-    out.table(&["LIKELY>", "MODEL", "WITHIN>", "HABIT", "TIER", ""], &rows)
+        &rows.iter().map(|row| habit(row)).collect::<Vec<_>>(),
+    )
 }
 
 fn habit(row: &pb::HabitScore) -> Vec<String> {

@@ -55,7 +55,9 @@ fn print(context: &Context, answer: &pb::EstimateReadinessResponse) -> std::io::
     let row = |model: &pb::ModelReadiness| {
         let tier = if model.tier() == pb::Tier::Unspecified { "unknown".to_owned() } else { model.tier().word() };
         let bytes = |bytes| if bytes == 0 { "-".to_owned() } else { size(bytes) };
-        vec![model.model.clone(), size(model.bytes), tier, bytes(model.bytes_to_fetch), bytes(model.bytes_to_lock)]
+        // Nobody knows the size of what nobody knows.
+        let whole = if model.bytes == 0 { String::new() } else { size(model.bytes) };
+        vec![model.model.clone(), whole, tier, bytes(model.bytes_to_fetch), bytes(model.bytes_to_lock)]
     };
     let rows: Vec<Vec<String>> = answer.models.iter().map(row).collect();
     context.out.table(&["MODEL", "SIZE>", "IN", "TO FETCH>", "TO LOCK>"], &rows)?;

@@ -1,4 +1,4 @@
-//! `tierd top`: the node live, one frame a second. Draws with plain ANSI and nothing else; a terminal is put back as it was
+//! `tierd top`: the node live, one frame a second and one when something happens. Draws with plain ANSI and nothing else; a terminal is put back as it was
 //! on every way out.
 
 use std::collections::VecDeque;
@@ -8,6 +8,8 @@ use std::time::Duration;
 use clap::Args;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tonic::Streaming;
 
 use crate::cli::client::Daemon;
 use crate::cli::exit::{Failure, Outcome};
@@ -15,8 +17,10 @@ use crate::cli::{Context, client, events, status, workers};
 use crate::host::StopSignals;
 use crate::rpc::pb::{self, watch_response::Update};
 
-/// Between two frames.
+/// Most time between two frames: bytes move without anything happening.
 const FRAME_INTERVAL: Duration = Duration::from_secs(1);
+/// Least time between two frames, however much happens.
+const FRAME_INTERVAL_MIN: Duration = Duration::from_millis(250);
 /// Longest wait for the daemon's answers to one frame.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
 /// Events in a frame.
@@ -41,8 +45,6 @@ struct Frame {
     node: pb::Node,
     flights: Vec<pb::Flight>,
     events: VecDeque<pb::Occurrence>,
-    /// Where the events went on last.
-    resume_token: String,
     /// Why the frame is an old one.
     stale: Option<String>,
 }
@@ -51,9 +53,13 @@ struct Frame {
 pub(crate) async fn top(context: &Context, args: TopArgs) -> Outcome {
     let mut daemon = client::connect(&context.reach, &context.env).await?;
     let mut frame = Frame::default();
-    frame.refresh(&mut daemon).await?;
+    frame.ask(&mut daemon).await?;
     let out = context.out;
     if args.once || out.json || out.quiet || !io::stdout().is_terminal() {
+        let mut past = Happening::past(&mut daemon).await?;
+        while let Some(update) = past.next(&mut daemon).await? {
+            frame.saw(update);
+        }
         let events: Vec<_> = frame.events.iter().collect();
         out.document(&serde_json::json!({ "node": frame.node, "flights": frame.flights, "events": events }))?;
         for line in frame.lines() {
@@ -64,47 +70,97 @@ pub(crate) async fn top(context: &Context, args: TopArgs) -> Outcome {
     let mut signals = StopSignals::catch()?;
     let screen = Screen::enter()?;
     let mut keys = keys();
-    let mut ticks = tokio::time::interval(FRAME_INTERVAL);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut happening = Happening::default();
+    let mut drawn = Instant::now();
+    let mut due = drawn;
     loop {
         tokio::select! {
             _ = signals.next() => return Ok(()),
             Some(b'q' | b'Q') = keys.recv() => return Ok(()),
-            _ = ticks.tick() => {}
+            () = tokio::time::sleep_until(due) => {
+                // A daemon that restarts is waited for: the last frame stays, and says so.
+                let answered = tokio::time::timeout(ANSWER_WAIT, frame.ask(&mut daemon)).await;
+                frame.stale = match answered {
+                    Ok(Ok(())) => None,
+                    Ok(Err(failure)) => Some(failure.text),
+                    Err(_) => Some("the daemon does not answer".to_owned()),
+                };
+                screen.draw(&frame.lines())?;
+                drawn = Instant::now();
+                due = drawn + FRAME_INTERVAL;
+            }
+            Ok(Some(update)) = happening.next(&mut daemon) => {
+                frame.saw(update);
+                due = due.min(drawn + FRAME_INTERVAL_MIN);
+            }
         }
-        // A daemon that restarts is waited for: the last frame stays, and says so.
-        let answered = tokio::time::timeout(ANSWER_WAIT, frame.refresh(&mut daemon)).await;
-        frame.stale = match answered {
-            Ok(Ok(())) => None,
-            Ok(Err(failure)) => Some(failure.text),
-            Err(_) => Some("the daemon does not answer".to_owned()),
+    }
+}
+
+/// What happens, told as it does: one stream, opened again where it was when it breaks.
+#[derive(Default)]
+struct Happening {
+    steps: Option<Streaming<pb::WatchResponse>>,
+    /// Where it goes on.
+    resume_token: String,
+}
+
+impl Happening {
+    /// What is remembered, and nothing more.
+    async fn past(daemon: &mut Daemon) -> Result<Self, Failure> {
+        let request = pb::WatchRequest { past_only: true, ..Default::default() };
+        Ok(Self { steps: Some(daemon.node.watch(request).await?.into_inner()), ..Self::default() })
+    }
+
+    /// The next thing that happened; `None` at an end. May be dropped at any time.
+    async fn next(&mut self, daemon: &mut Daemon) -> Result<Option<Update>, Failure> {
+        let Some(steps) = &mut self.steps else {
+            let request = pb::WatchRequest { resume_token: self.resume_token.clone(), ..Default::default() };
+            match daemon.node.watch(request).await {
+                Ok(answer) => self.steps = Some(answer.into_inner()),
+                // The next frame says why; until then nobody is asked again.
+                Err(_) => tokio::time::sleep(FRAME_INTERVAL).await,
+            }
+            return Ok(Some(Update::Resync(pb::Resync::default())));
         };
-        screen.draw(&frame.lines())?;
+        match steps.message().await {
+            Ok(Some(step)) => {
+                if let Some(Update::Occurrence(occurrence)) = &step.update {
+                    self.resume_token.clone_from(&occurrence.resume_token);
+                }
+                Ok(step.update)
+            }
+            Ok(None) => {
+                self.steps = None;
+                Ok(None)
+            }
+            Err(status) => {
+                self.steps = None;
+                Err(status.into())
+            }
+        }
     }
 }
 
 impl Frame {
-    /// Asks for everything that a frame shows.
-    async fn refresh(&mut self, daemon: &mut Daemon) -> Result<(), Failure> {
+    /// Asks for what moves without anything happening.
+    async fn ask(&mut self, daemon: &mut Daemon) -> Result<(), Failure> {
         self.node = daemon.node.get_node(pb::GetNodeRequest {}).await?.into_inner().node.unwrap_or_default();
         self.flights = daemon.cache.list_flights(pb::ListFlightsRequest {}).await?.into_inner().flights;
-        let request =
-            pb::WatchRequest { resume_token: self.resume_token.clone(), past_only: true, ..Default::default() };
-        let mut steps = daemon.node.watch(request).await?.into_inner();
-        while let Some(step) = steps.message().await? {
-            match step.update {
-                Some(Update::Occurrence(occurrence)) => {
-                    self.resume_token.clone_from(&occurrence.resume_token);
-                    self.events.push_back(occurrence);
-                    if self.events.len() > EVENTS_MAX {
-                        self.events.pop_front();
-                    }
-                }
-                // What was missed is older than what is shown.
-                Some(Update::Resync(_) | Update::Snapshot(_) | Update::Change(_)) | None => {}
-            }
-        }
         Ok(())
+    }
+
+    fn saw(&mut self, update: Update) {
+        match update {
+            Update::Occurrence(occurrence) => {
+                self.events.push_back(occurrence);
+                if self.events.len() > EVENTS_MAX {
+                    self.events.pop_front();
+                }
+            }
+            // What was missed is older than what is shown.
+            Update::Resync(_) | Update::Snapshot(_) | Update::Change(_) => {}
+        }
     }
 
     fn lines(&self) -> Vec<String> {

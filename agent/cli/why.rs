@@ -1,7 +1,6 @@
 //! `tierd why`: why a model is where it is.
 
 use clap::Args;
-use tierd_cache::units::GIB;
 
 use crate::cli::exit::Outcome;
 use crate::cli::out::{Out, count, size};
@@ -76,8 +75,7 @@ fn stands(tier: &pb::TierStanding, bytes: u64) -> String {
         Some(before) => format!("{} would go before it", count(before, "blob")),
         None => "it may not go now".to_owned(),
     };
-    let holds = bytes as f64 / GIB as f64;
-    format!("{place}{worth} ({holds:.2} GiB)")
+    format!("{place}{worth} ({})", size(bytes))
 }
 
 fn numbers(standing: &pb::Standing) -> String {

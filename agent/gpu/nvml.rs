@@ -52,7 +52,11 @@ fn is_absent(error: &NvmlError) -> bool {
 }
 
 fn fault(error: NvmlError) -> GpuError {
-    let detail = error.to_string();
+    // The system's words alone: what could not be loaded, and why.
+    let detail = match &error {
+        NvmlError::LibloadingError(error) => error.to_string(),
+        error => error.to_string(),
+    };
     match error {
         _ if is_absent(&error) => GpuError::NoDriver { detail },
         NvmlError::NoPermission => GpuError::NoPermission { detail },

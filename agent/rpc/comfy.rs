@@ -41,7 +41,8 @@ impl pb::comfy_service_server::ComfyService for Comfy {
     }
 }
 
-fn server(name: &str, view: &ServerView, known: &Known, prompts: usize) -> pb::ComfyServer {
+/// A server with the first of its prompts, and where their models are now.
+pub(crate) fn server(name: &str, view: &ServerView, known: &Known, prompts: usize) -> pb::ComfyServer {
     let (succeeded, failed, left) = view.ended;
     pb::ComfyServer {
         name: name.to_owned(),

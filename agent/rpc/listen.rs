@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::server::TlsStream;
 
 use crate::config::TcpConfig;
-use crate::rpc::connection::{Connection, Place, Places};
+use crate::rpc::connection::{Connection, Place, Places, notice_a_lost_peer};
 use crate::rpc::tls::Tls;
 
 /// Most connections of one listener at once; more wait in the kernel's queue. As many as there may be
@@ -234,6 +234,7 @@ async fn accept(listener: &TcpListener, places: &Places) -> (TcpStream, Place) {
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "nodelay is refused: answers may be late");
                 }
+                notice_a_lost_peer(&stream);
                 return (stream, place);
             }
             Err(error) => pause(&error).await,

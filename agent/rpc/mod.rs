@@ -4,7 +4,7 @@
 mod access;
 mod cache;
 mod caller;
-mod comfy;
+pub(crate) mod comfy;
 mod connection;
 pub mod convert;
 pub(crate) mod ensure;
@@ -17,7 +17,7 @@ pub(crate) mod json;
 mod limits;
 mod listen;
 mod meter;
-mod node;
+pub(crate) mod node;
 mod occurrence;
 mod placement;
 mod predictions;

@@ -86,7 +86,7 @@ impl follow::Complete for Whole {
 }
 
 /// Devices, and the tier that they are together. Where the driver was asked, its figures count.
-fn add_devices(node: &mut pb::Node, rows: &[Audited]) {
+pub(crate) fn add_devices(node: &mut pb::Node, rows: &[Audited]) {
     node.devices = rows.iter().map(Into::into).collect();
     node.tiers.retain(|tier| tier.tier() != pb::Tier::Vram);
     if rows.is_empty() {

@@ -40,7 +40,7 @@ use crate::rpc::tls::Tls;
 use crate::rpc::workflow::{Reader, Workflow};
 
 /// How often a silent connection is asked whether it lives: dead launchers must not hold streams for long.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// How long it may take to answer.
 const KEEPALIVE_WAIT: Duration = Duration::from_secs(20);
 /// Most calls of one connection at once; all connections together are bound by `requests_max`.

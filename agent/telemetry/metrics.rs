@@ -159,9 +159,9 @@ mod tests {
             measured::comfy_prompts("seen", 1);
             measured::comfy_unresolved();
             measured::comfy_read("ok");
-            measured::traces::sent(1);
-            measured::traces::dropped(1);
-            measured::traces::failed(1);
+            measured::spans::sent(1);
+            measured::spans::dropped(1);
+            measured::spans::failed(1);
             measured::rpc_ended("Ensure", "OK");
             measured::rpc_answered("Ensure", Duration::from_millis(1));
             let (resident_bytes, cpu_seconds, started) = (1, 0.5, 2);

@@ -10,7 +10,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value as Json, json};
 use tierd_cache::engine::EngineHandle;
-use tierd_cache::engine::view::{Span, Trace, Value};
+use tierd_cache::engine::view::{Span, SpanTree, Value};
 use tierd_cache::metrics;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -46,7 +46,7 @@ pub struct OtlpConfig {
 /// Takes traces from the engine and sends them, until `stop`.
 pub async fn run(config: OtlpConfig, engine: EngineHandle, stop: CancellationToken) {
     let (sink, traces) = mpsc::channel(QUEUE_MAX);
-    if engine.trace_to(sink).await.is_err() {
+    if engine.spans_to(sink).await.is_err() {
         return;
     }
     let mut sender = match Sender::new(&config) {
@@ -79,7 +79,7 @@ impl Sender {
         Ok(Self { uri, client, resource: resource(), up: true })
     }
 
-    async fn follow(&mut self, mut traces: mpsc::Receiver<Trace>, stop: &CancellationToken) {
+    async fn follow(&mut self, mut traces: mpsc::Receiver<SpanTree>, stop: &CancellationToken) {
         loop {
             let first = tokio::select! {
                 first = traces.recv() => first,
@@ -103,40 +103,40 @@ impl Sender {
             }
             tokio::select! {
                 () = self.send(&batch) => {}
-                () = ended(stop) => metrics::traces::failed(spans),
+                () = ended(stop) => metrics::spans::failed(spans),
             }
         }
         self.last(&mut traces).await;
     }
 
     /// What still waits when the daemon ends, in one try.
-    async fn last(&mut self, traces: &mut mpsc::Receiver<Trace>) {
+    async fn last(&mut self, traces: &mut mpsc::Receiver<SpanTree>) {
         traces.close();
         let mut batch = Vec::new();
         while let Ok(trace) = traces.try_recv() {
             batch.push(trace);
         }
         if !batch.is_empty() && tokio::time::timeout(END_WAIT, self.send(&batch)).await.is_err() {
-            metrics::traces::failed(count(&batch));
+            metrics::spans::failed(count(&batch));
         }
     }
 
     /// Sends a batch, with a few tries where that can help.
-    async fn send(&mut self, batch: &[Trace]) {
+    async fn send(&mut self, batch: &[SpanTree]) {
         let spans = count(batch);
         let body = Bytes::from(document(&self.resource, batch).to_string());
         let mut wait = BACKOFF;
         for left in (0..TRIES_MAX).rev() {
             match self.once(body.clone()).await {
                 Ok(()) => {
-                    metrics::traces::sent(spans);
+                    metrics::spans::sent(spans);
                     if !std::mem::replace(&mut self.up, true) {
                         tracing::info!("traces arrive again");
                     }
                     return;
                 }
                 Err((detail, again)) if left == 0 || !again => {
-                    metrics::traces::failed(spans);
+                    metrics::spans::failed(spans);
                     if std::mem::replace(&mut self.up, false) {
                         tracing::warn!(detail, endpoint = %self.uri, "traces do not arrive, they are dropped and counted");
                     }
@@ -178,7 +178,7 @@ async fn ended(stop: &CancellationToken) {
     tokio::time::sleep(END_WAIT).await;
 }
 
-fn count(batch: &[Trace]) -> usize {
+fn count(batch: &[SpanTree]) -> usize {
     batch.iter().map(|trace| trace.spans.len()).sum()
 }
 
@@ -196,7 +196,7 @@ fn resource() -> Json {
 }
 
 /// `ExportTraceServiceRequest` in its JSON form.
-fn document(resource: &Json, batch: &[Trace]) -> Json {
+fn document(resource: &Json, batch: &[SpanTree]) -> Json {
     let spans: Vec<Json> =
         batch.iter().flat_map(|trace| trace.spans.iter().map(|span| message(trace.id, span))).collect();
     let scope = json!({ "scope": { "name": "tierd", "version": env!("CARGO_PKG_VERSION") }, "spans": spans });
@@ -261,7 +261,7 @@ mod tests {
             failed: failed.to_owned(),
             attributes: vec![("tierd.bytes", Value::Number(7)), ("tierd.joined", Value::Flag(true))],
         };
-        let trace = Trace { id: 0xab, spans: vec![span(1, None, ""), span(2, Some(1), "it broke")] };
+        let trace = SpanTree { id: 0xab, spans: vec![span(1, None, ""), span(2, Some(1), "it broke")] };
         let text = document(&json!({ "attributes": [] }), &[trace]).to_string();
         let found: Json = serde_json::from_str(&text).expect("it is JSON");
         let spans = &found["resourceSpans"][0]["scopeSpans"][0]["spans"];

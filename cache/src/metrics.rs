@@ -1,9 +1,12 @@
 //! The metrics: every one of them a constant with its unit, kind, description and closed labels, and one small function
 //! for each thing that is measured. Nobody else names a metric. No label ever holds a path, an address or free text.
 
+mod comfy;
 mod outcome;
 pub mod predict;
 mod prime;
+mod process;
+mod ram;
 mod seen;
 
 use std::time::Duration;
@@ -11,14 +14,17 @@ use std::time::Duration;
 use metrics::{Unit, counter, gauge, histogram};
 
 use crate::engine::event::Ahead;
-use crate::engine::view::{DemoteReason, EvictReason, Phase, Tier};
+use crate::engine::view::{EvictReason, Phase, Tier};
 use crate::ids::OriginName;
 
+pub use self::comfy::{comfy, comfy_prompts, comfy_read, comfy_unresolved};
 pub use self::outcome::{EnsureOutcome, RequestOutcome};
 pub use self::prime::prime_origin;
+pub use self::process::{ProcessSample, process};
+pub use self::ram::{ram_bytes, ram_demoted, ram_landed, ram_locked, ram_models, ram_pressure};
 pub use self::seen::{answered, estimate_compared, flight_failed, model_ready, stored};
 
-pub mod traces;
+pub mod spans;
 pub mod vram;
 
 /// What a metric is.
@@ -367,29 +373,6 @@ pub fn ahead(ahead: Ahead) {
     counter!(ENGINE_AHEAD.name, "what" => what).increment(1);
 }
 
-/// ComfyUI's servers and their queues as they are now.
-pub fn comfy(up: u64, down: u64, running: u64, pending: u64) {
-    gauge!(COMFY_SERVERS.name, "state" => "up").set(up as f64);
-    gauge!(COMFY_SERVERS.name, "state" => "down").set(down as f64);
-    gauge!(COMFY_QUEUE.name, "state" => "running").set(running as f64);
-    gauge!(COMFY_QUEUE.name, "state" => "pending").set(pending as f64);
-}
-
-/// Prompts of a ComfyUI server: `seen`, `succeeded`, `failed` or `left`.
-pub fn comfy_prompts(outcome: &'static str, prompts: u64) {
-    counter!(COMFY_PROMPTS.name, "outcome" => outcome).increment(prompts);
-}
-
-/// A queued prompt needs a model that nobody knows.
-pub fn comfy_unresolved() {
-    counter!(COMFY_UNRESOLVED.name).increment(1);
-}
-
-/// A ComfyUI server's queue was read: `ok`, `unreachable`, `malformed` or `too_large`.
-pub fn comfy_read(outcome: &'static str) {
-    counter!(COMFY_READS.name, "outcome" => outcome).increment(1);
-}
-
 /// A watcher was too slow for so many events.
 pub fn events_dropped(events: u64) {
     counter!(ENGINE_EVENTS_DROPPED.name).increment(events);
@@ -398,37 +381,6 @@ pub fn events_dropped(events: u64) {
 /// A request could not be recorded.
 pub fn trace_dropped() {
     counter!(ENGINE_TRACE_DROPPED.name).increment(1);
-}
-
-/// The RAM tier as it is now, in bytes; `resident` is the kernel's count.
-pub fn ram_bytes(used: u64, reserved: u64, capacity: u64, resident: u64) {
-    for (state, bytes) in [("used", used), ("reserved", reserved), ("capacity", capacity), ("resident", resident)] {
-        gauge!(RAM_BYTES.name, "state" => state).set(bytes as f64);
-    }
-}
-
-/// So many models are in RAM.
-pub fn ram_models(models: u64) {
-    gauge!(RAM_MODELS.name).set(models as f64);
-}
-
-/// A model left RAM and gave `bytes` back.
-pub fn ram_demoted(reason: &DemoteReason, bytes: u64) {
-    let reason = match reason {
-        DemoteReason::Room { .. } => "room",
-        DemoteReason::Asked { .. } => "asked",
-        DemoteReason::Pressure { .. } => "pressure",
-        DemoteReason::Shrunk { .. } => "shrunk",
-        DemoteReason::Removed => "removed",
-        DemoteReason::Failed { .. } => "failed",
-    };
-    counter!(RAM_DEMOTIONS.name, "reason" => reason).increment(1);
-    counter!(RAM_DEMOTED_BYTES.name, "reason" => reason).increment(bytes);
-}
-
-/// The kernel said that memory is short.
-pub fn ram_pressure(source: &'static str) {
-    counter!(RAM_PRESSURE.name, "source" => source).increment(1);
 }
 
 /// A set is ready: its estimate was off by this share of the time that it took.
@@ -446,17 +398,6 @@ pub fn fleet_message() {
     counter!(FLEET_MESSAGES.name).increment(1);
 }
 
-/// A model's pages were locked.
-pub fn ram_locked(bytes: u64, elapsed: Duration) {
-    counter!(RAM_LOCKED.name).increment(bytes);
-    histogram!(RAM_LOCK_SECONDS.name).record(elapsed);
-}
-
-/// Bytes arrived for RAM and were kept as they passed, or not.
-pub fn ram_landed(kept: bool, bytes: u64) {
-    counter!(RAM_LANDED.name, "way" => if kept { "through" } else { "behind" }).increment(bytes);
-}
-
 /// A gRPC request ended. `method` is the rpc's name, `code` the status's; both from the program, never from the caller.
 pub fn rpc_ended(method: &'static str, code: &'static str) {
     counter!(RPC_REQUESTS.name, "method" => method, "code" => code).increment(1);
@@ -465,29 +406,6 @@ pub fn rpc_ended(method: &'static str, code: &'static str) {
 /// A gRPC request was answered (a stream: began to be).
 pub fn rpc_answered(method: &'static str, elapsed: Duration) {
     histogram!(RPC_REQUEST_SECONDS.name, "method" => method).record(elapsed);
-}
-
-/// The process as it is now.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ProcessSample {
-    /// Resident bytes.
-    pub resident_bytes: u64,
-    /// CPU seconds used so far.
-    pub cpu_seconds: f64,
-    /// Open file descriptors, if they can be counted.
-    pub open_fds: Option<u64>,
-    /// Start, in seconds since 1970 UTC.
-    pub started: u64,
-}
-
-/// Records how the process is.
-pub fn process(sample: ProcessSample) {
-    gauge!(PROCESS_RESIDENT.name).set(sample.resident_bytes as f64);
-    gauge!(PROCESS_CPU.name).set(sample.cpu_seconds);
-    gauge!(PROCESS_START.name).set(sample.started as f64);
-    if let Some(open_fds) = sample.open_fds {
-        gauge!(PROCESS_OPEN_FDS.name).set(open_fds as f64);
-    }
 }
 
 #[cfg(test)]

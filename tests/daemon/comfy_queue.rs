@@ -6,7 +6,7 @@ use std::time::Duration;
 use tierd::rpc::pb;
 
 use crate::rig::comfy::graph;
-use crate::rig::{ComfyStub, Content, Daemon, FaultOrigin, MIB, Settings, until, within};
+use crate::rig::{ComfyStub, Content, Daemon, FaultOrigin, MIB, Settings, assert_within, until, within};
 
 /// Six models, of a size that takes the origin of these tests some seconds.
 const MODELS: [&str; 6] = [
@@ -97,7 +97,7 @@ async fn every_fetch_of_ten_prompts_begins_within_200_ms_in_the_order_of_the_que
                 comfy.run_next();
             }
             let took = until_begun(&origin, model).await;
-            assert!(took < SOON, "{model} of prompt {at} began after {took:?}");
+            assert_within(took, SOON, &format!("the begin of {model} of prompt {at}"));
             slowest = slowest.max(took);
         }
         println!("slowest begin: {slowest:?}");
@@ -141,7 +141,7 @@ async fn a_prompt_put_in_front_gets_the_connections_of_those_behind_it() {
         }
         until_begun(&origin, MODELS[4]).await;
         comfy.queue_front("front", &[MODELS[5]]);
-        assert!(until_begun(&origin, MODELS[5]).await < SOON);
+        assert_within(until_begun(&origin, MODELS[5]).await, SOON, "its begin");
         // The running prompt ends: the one in front is next, and takes every connection there is.
         comfy.finish(true);
         assert_eq!(comfy.run_next().as_deref(), Some("front"));
@@ -191,7 +191,7 @@ async fn a_server_that_restarts_is_found_again_and_its_new_queue_counts() {
         comfy.restart().await;
         until_server(&daemon, &comfy, |view| view.up).await;
         comfy.queue("after", &[MODELS[2]]);
-        assert!(until_begun(&origin, MODELS[2]).await < SOON);
+        assert_within(until_begun(&origin, MODELS[2]).await, SOON, "its begin");
     })
     .await;
 }
@@ -205,7 +205,7 @@ async fn a_server_without_sockets_is_asked_every_second() {
         let daemon = following(settings(&origin, &[&comfy]), &[&comfy]).await;
         assert!(until_server(&daemon, &comfy, |view| view.polling).await.up);
         comfy.queue("polled", &[MODELS[3]]);
-        assert!(until_begun(&origin, MODELS[3]).await < Duration::from_millis(1500));
+        assert_within(until_begun(&origin, MODELS[3]).await, Duration::from_millis(1500), "its begin");
     })
     .await;
 }
@@ -249,7 +249,9 @@ async fn two_servers_share_one_fetch_and_the_nearer_turn_counts() {
         two.queue("b", &[MODELS[2]]);
         two.run_next();
         let client = daemon.client().await;
-        until("all are ready", 40, || async { client.stored(MODELS[1]).await.then_some(()) }).await;
+        for model in &MODELS[..3] {
+            until(model, 40, || async { client.stored(model).await.then_some(()) }).await;
+        }
         contents[2].assert_is(&daemon.model(MODELS[2]));
         assert_eq!(origin.sent(MODELS[2]), 24 * MIB, "once for both");
         let done = daemon.cli().run(&["comfy", "status", "--json"]).await.assert_code(0).json().remove(0);

@@ -12,8 +12,8 @@ use tierd::rpc::pb::demoted_occurrence::Reason;
 use tierd::rpc::pb::occurrence::What;
 use tierd_cache::clock::Clock;
 
-use crate::ram::locked;
-use crate::rig::{Content, Daemon, FaultOrigin, MIB, Settings, skip, until, within};
+use crate::ram::{assert_locked, locked};
+use crate::rig::{Content, Daemon, FaultOrigin, MIB, Settings, assert_within, skip, until, within};
 
 /// Size of each model.
 const BYTES: u64 = 128 * MIB;
@@ -172,8 +172,10 @@ async fn ram_is_given_back_before_anyone_is_killed_and_taken_again_afterwards() 
         let tier = client.tier(pb::Tier::Ram).await;
         assert!(tier.capacity_bytes < LIMIT, "the limit of the cgroup is not seen: {tier:?}");
         client.ready_in_ram(&names).await;
+        if tier.mode != "warm" {
+            assert_locked(daemon.pid(), MODELS * BYTES).await;
+        }
         let before = locked(daemon.pid());
-        assert!(before == MODELS * BYTES || tier.mode == "warm", "{before}");
 
         // Once outside: a virtual machine's host gives memory back slowly, and a hog that waits for it is none.
         hog(None);
@@ -193,7 +195,7 @@ async fn ram_is_given_back_before_anyone_is_killed_and_taken_again_afterwards() 
         println!("{} MiB were given back, the last {:?} after the hog", given / MIB, last.saturating_sub(ended));
         assert!(given + BYTES > needed, "{} of {} MiB were given back", given / MIB, needed / MIB);
         assert!(given <= needed + GENEROUS, "{} MiB were given back, {} were needed", given / MIB, needed / MIB);
-        assert!(last <= ended + LAG_MAX, "the last release lags by {:?}", last.saturating_sub(ended));
+        assert_within(last.saturating_sub(ended), LAG_MAX, "the last release behind the hog");
 
         // The hog is gone: what went comes back by itself, once it was calm for a while.
         until("the tier has grown back", 60, || async { (locked(daemon.pid()) == before).then_some(()) }).await;

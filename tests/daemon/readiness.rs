@@ -6,7 +6,7 @@ use tierd::rpc::pb::placement_service_client::PlacementServiceClient;
 use tokio::time::Instant;
 
 use crate::rig::servers::nginx;
-use crate::rig::{Client, Content, Daemon, FaultOrigin, MIB, Settings, until, within};
+use crate::rig::{Client, Content, Daemon, FaultOrigin, MIB, Settings, is_crowded, until, within};
 
 /// Sizes in MiB, in turn.
 const SIZES: [u64; 6] = [1, 3, 9, 17, 30, 48];
@@ -79,12 +79,19 @@ async fn what_is_told_about_a_throttled_origin_turns_out_true() {
         // The first few teach it. The bound is wide: other tests share this machine.
         let (median, near) = judge(&told[6..]);
         println!("median error {median:.3}, {near:.2} within twice, of {told:?}");
-        assert!(median <= 0.35, "half of the estimates were off by more than {median:.2}: {told:?}");
-        assert!(near >= 0.8, "only {near:.2} of the estimates were within twice: {told:?}");
-
         let calibration = estimate(&client, &[model(0)], pb::Tier::Nvme).await.calibration.expect("always set");
         assert_eq!(calibration.samples, 24);
-        assert!(calibration.median_error <= 0.5, "{calibration:?}");
+        // How far to trust it is true whatever else the machine does meanwhile.
+        let (median_of_all, near_of_all) = judge(&told);
+        let honest = (calibration.median_error - median_of_all).abs() < 0.15 + median_of_all / 2.0;
+        assert!(honest, "it says {calibration:?}, and half were off by more than {median_of_all:.2}: {told:?}");
+        assert!((calibration.within_twice - near_of_all).abs() < 0.25, "{calibration:?}, not {near_of_all}: {told:?}");
+        if is_crowded() {
+            println!("how long it takes here depends on others: accuracy is not judged");
+            return;
+        }
+        assert!(median <= 0.35, "half of the estimates were off by more than {median:.2}: {told:?}");
+        assert!(near >= 0.8, "only {near:.2} of the estimates were within twice: {told:?}");
     })
     .await;
 }

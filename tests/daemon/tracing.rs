@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::rig::http::{ask, read_request};
-use crate::rig::{Client, Content, Daemon, FaultOrigin, MIB, Settings, free_port, until, within};
+use crate::rig::{Client, Content, Daemon, FaultOrigin, MIB, Settings, assert_within, free_port, until, within};
 
 const FIRST: &str = "vae/first.safetensors";
 const SECOND: &str = "loras/second.safetensors";
@@ -250,7 +250,7 @@ async fn a_receiver_that_never_answers_holds_nobody_up_and_what_it_misses_is_cou
             client.ready(&[FIRST]).await;
             slowest = slowest.max(begun.elapsed());
         }
-        assert!(slowest < Duration::from_secs(2), "an ensure took {slowest:?}");
+        assert_within(slowest, Duration::from_secs(2), "an ensure");
         let address = format!("127.0.0.1:{port}");
         until("what found no place is counted", 20, || async {
             client.ready(&[FIRST]).await;
@@ -261,7 +261,7 @@ async fn a_receiver_that_never_answers_holds_nobody_up_and_what_it_misses_is_cou
         .await;
         let begun = Instant::now();
         assert!(daemon.stop().await.success());
-        assert!(begun.elapsed() < Duration::from_secs(10), "the end waited {:?} for it", begun.elapsed());
+        assert_within(begun.elapsed(), Duration::from_secs(10), "the end");
     })
     .await;
 }

@@ -9,6 +9,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::snapshot::Watcher;
+use crate::comfy::bridge::Seen;
+use crate::gpu::Devices;
 
 /// Most who look at once: a handful of tabs. Each holds a connection of the listener, which has 32.
 pub(super) const LOOKERS_MAX: usize = 8;
@@ -22,10 +24,21 @@ pub(super) const RETRY: Duration = Duration::from_millis(250);
 /// Longest wait for a first snapshot.
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 
-/// The page's end of the engine. Knows nothing until the store is open.
+/// What the page is drawn from.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// The engine.
+    pub engine: EngineHandle,
+    /// Devices as their driver has them.
+    pub devices: Devices,
+    /// ComfyUI's servers as the bridge has them.
+    pub seen: Arc<Seen>,
+}
+
+/// The page's end of the daemon. Knows nothing until the store is open.
 #[derive(Debug)]
 pub struct Live {
-    engine: OnceLock<EngineHandle>,
+    sources: OnceLock<Sources>,
     slots: Arc<Semaphore>,
     told: watch::Sender<Arc<str>>,
     /// Whether the task runs. Held for a moment by who comes and by the task when it wants to go.
@@ -35,7 +48,7 @@ pub struct Live {
 impl Default for Live {
     fn default() -> Self {
         Self {
-            engine: OnceLock::new(),
+            sources: OnceLock::new(),
             slots: Arc::new(Semaphore::new(LOOKERS_MAX)),
             told: watch::channel("".into()).0,
             running: Mutex::new(false),
@@ -55,19 +68,19 @@ pub(super) enum Look {
 
 impl Live {
     /// The store is open. Counts once.
-    pub fn opened(&self, engine: EngineHandle) {
+    pub fn opened(&self, sources: Sources) {
         // A second engine would be a mistake of the caller; the first one stays.
-        let _ = self.engine.set(engine);
+        let _ = self.sources.set(sources);
     }
 
     /// Begins to look; starts the task if nobody looked before.
     pub(super) fn look(self: &Arc<Self>) -> Look {
-        let Some(engine) = self.engine.get() else { return Look::NotYet };
+        let Some(sources) = self.sources.get() else { return Look::NotYet };
         let Ok(slot) = self.slots.clone().try_acquire_owned() else { return Look::TooMany };
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let told = self.told.subscribe();
         if !std::mem::replace(&mut *running, true) {
-            tokio::spawn(tell(self.clone(), engine.clone()));
+            tokio::spawn(tell(self.clone(), sources.clone()));
         }
         Look::At(Told { told, seen: false, end: Instant::now() + LOOK_TIME_MAX, _slot: slot })
     }
@@ -89,10 +102,10 @@ impl Live {
 }
 
 /// The task: looks at the engine until nobody looks at it.
-async fn tell(live: Arc<Live>, engine: EngineHandle) {
+async fn tell(live: Arc<Live>, sources: Sources) {
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut watcher = Watcher::new(engine);
+    let mut watcher = Watcher::new(sources);
     loop {
         ticks.tick().await;
         if live.is_left() {

@@ -21,7 +21,7 @@ use base64::Engine as _;
 use futures_util::Stream;
 use sha2::{Digest, Sha256};
 
-pub use live::Live;
+pub use live::{Live, Sources};
 use live::{Look, RETRY};
 
 /// The page. What stands between its tags is trusted by its digest alone.

@@ -1,26 +1,31 @@
-//! What the status page shows: the node, what is fetched, what is held, what left and why. Asks the engine what any client may
-//! ask, in the same words; lists are cut, and say so.
+//! What the status page shows: the node, its GPUs and ComfyUI's queues, what is fetched, what is held, what left and why. Asks what
+//! any client may ask, in the same words; lists are cut, and say so.
 
 use std::collections::VecDeque;
 
 use serde::Serialize;
 use tierd_cache::clock::{Clock, Wall};
-use tierd_cache::engine::EngineHandle;
 use tierd_cache::engine::handle::Watch;
-use tierd_cache::engine::view::{FlightView, LeaseView, ModelFilter, Occurrence, OriginState, Tier, What};
+use tierd_cache::engine::known::Known;
+use tierd_cache::engine::view::{FlightView, LeaseView, ModelFilter, NodeView, Occurrence, OriginState, Tier, What};
 use tierd_cache::fault::Fault;
 use tierd_cache::ids::ModelKey;
 use tierd_cache::vram::{DeviceReport, WorkerView};
 use tokio::sync::broadcast::error::TryRecvError;
 
+use super::live::Sources;
 use crate::cli::events::words;
-use crate::rpc::pb;
+use crate::comfy::bridge::ServerView;
 use crate::rpc::time::Timestamp;
+use crate::rpc::{comfy, node, pb};
 
 /// Models shown of each tier.
 const MODELS_MAX: u32 = 200;
 /// Flights and leases shown.
 const ROWS_MAX: usize = 50;
+/// ComfyUI servers shown, and prompts of each.
+const SERVERS_MAX: usize = 16;
+const PROMPTS_MAX: usize = 8;
 /// Names shown of one flight or lease.
 const NAMES_MAX: usize = 3;
 /// Occurrences shown of each kind.
@@ -37,6 +42,7 @@ struct Snapshot<'a> {
     flights_total: usize,
     calibration: pb::Calibration,
     predictions: pb::GetPredictionsResponse,
+    servers: Vec<pb::ComfyServer>,
     #[serde(flatten)]
     lists: &'a Lists,
     left: &'a VecDeque<Row>,
@@ -46,6 +52,9 @@ struct Snapshot<'a> {
 /// What is listed again only when something happened.
 #[derive(Debug, Default, Serialize)]
 struct Lists {
+    /// Where the models of prompts are. Only where there are prompts.
+    #[serde(skip)]
+    known: Option<Known>,
     workers: Vec<Worker>,
     vram: Models,
     ram: Models,
@@ -83,8 +92,6 @@ struct Lease {
 struct Worker {
     worker: String,
     device: String,
-    used_bytes: u64,
-    total_bytes: u64,
     models: usize,
     running: u32,
     waiting: u32,
@@ -101,7 +108,7 @@ struct Row {
 
 /// Looks at the engine, and remembers what changes seldom.
 pub(super) struct Watcher {
-    engine: EngineHandle,
+    from: Sources,
     clock: Clock,
     watch: Option<Watch>,
     started: Timestamp,
@@ -114,9 +121,9 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    pub(super) fn new(engine: EngineHandle) -> Self {
+    pub(super) fn new(from: Sources) -> Self {
         Self {
-            engine,
+            from,
             clock: Clock::start(),
             watch: None,
             started: Wall(0).into(),
@@ -134,23 +141,22 @@ impl Watcher {
     ///
     /// [`Fault::ShuttingDown`].
     pub(super) async fn look(&mut self) -> Result<Option<String>, Fault> {
-        if self.catch_up().await? || self.lists_age >= LISTS_EVERY {
+        let asked_for = self.lists.known.is_none() && self.has_prompts();
+        if self.catch_up().await? || asked_for || self.lists_age >= LISTS_EVERY {
             self.lists = self.list().await?;
             self.lists_age = 0;
         }
         self.lists_age += 1;
-        let node = self.engine.node().await?;
+        let node = self.from.engine.node().await?;
         let now = self.clock.wall();
         if self.told.is_empty() {
             let up = u64::try_from(node.uptime.as_millis()).unwrap_or(u64::MAX);
             self.started = Wall(now.0.saturating_sub(up)).into();
         }
-        let mut node = pb::Node::from(&node);
-        // It changes always; the page counts it from the start.
-        node.uptime = None;
-        let flights = self.engine.flights().await?;
-        let reliability = self.engine.outlook().estimate(&[], Tier::Nvme).reliability;
-        let mut predictions = pb::GetPredictionsResponse::from(&self.engine.predictions().await?);
+        let node = self.whole(&node).await;
+        let flights = self.from.engine.flights().await?;
+        let reliability = self.from.engine.outlook().estimate(&[], Tier::Nvme).reliability;
+        let mut predictions = pb::GetPredictionsResponse::from(&self.from.engine.predictions().await?);
         for row in &mut predictions.predictions {
             // It would change with every look.
             row.within = None;
@@ -166,6 +172,7 @@ impl Watcher {
                 within_twice: reliability.within_twice,
             },
             predictions,
+            servers: self.servers(),
             lists: &self.lists,
             left: &self.left,
             happened: &self.happened,
@@ -179,10 +186,33 @@ impl Watcher {
         Ok(Some(told))
     }
 
+    /// The node with its devices, without what changes with every look.
+    async fn whole(&self, view: &NodeView) -> pb::Node {
+        let mut node = pb::Node::from(view);
+        // The page counts it from the start.
+        node.uptime = None;
+        if let Some(figures) = self.from.devices.figures().await {
+            node::add_devices(&mut node, &figures.devices);
+            node.driver_detail.clone_from(&figures.detail);
+        }
+        node
+    }
+
+    fn servers(&self) -> Vec<pb::ComfyServer> {
+        let (seen, nothing) = (self.from.seen.servers(), Known::default());
+        let known = self.lists.known.as_ref().unwrap_or(&nothing);
+        let server = |(name, view): (&String, &ServerView)| comfy::server(name, view, known, PROMPTS_MAX);
+        seen.iter().take(SERVERS_MAX).map(server).collect()
+    }
+
+    fn has_prompts(&self) -> bool {
+        self.from.seen.servers().values().any(|view| !view.queue.prompts.is_empty())
+    }
+
     /// Reads what happened since the last look. Returns whether something did.
     async fn catch_up(&mut self) -> Result<bool, Fault> {
         let Some(watch) = &mut self.watch else {
-            let mut watch = self.engine.watch(None).await?;
+            let mut watch = self.from.engine.watch(None).await?;
             let past = std::mem::take(&mut watch.past);
             self.watch = Some(watch);
             (self.left, self.happened) = (VecDeque::new(), VecDeque::new());
@@ -221,12 +251,14 @@ impl Watcher {
     }
 
     async fn list(&self) -> Result<Lists, Fault> {
-        let mut leases = self.engine.leases().await?;
+        let mut leases = self.from.engine.leases().await?;
         let leases_total = leases.len();
         leases.truncate(ROWS_MAX);
-        let mut workers: Vec<Worker> = self.engine.workers().await?.iter().flat_map(devices).collect();
+        let mut workers: Vec<Worker> = self.from.engine.workers().await?.iter().flat_map(devices).collect();
         workers.truncate(ROWS_MAX);
+        let known = if self.has_prompts() { Some(self.from.engine.known().await?) } else { None };
         Ok(Lists {
+            known,
             workers,
             vram: self.models(Tier::Vram).await?,
             ram: self.models(Tier::Ram).await?,
@@ -238,7 +270,7 @@ impl Watcher {
 
     async fn models(&self, tier: Tier) -> Result<Models, Fault> {
         let filter = ModelFilter { tier: Some(tier), ..ModelFilter::default() };
-        let page = self.engine.models(filter, None, MODELS_MAX).await?;
+        let page = self.from.engine.models(filter, None, MODELS_MAX).await?;
         let models = page.models.into_iter().map(|model| Model {
             model: model.model.to_string(),
             bytes: model.bytes,
@@ -261,22 +293,17 @@ fn devices(worker: &WorkerView) -> Vec<Worker> {
         ("", pid) => format!("process {pid}"),
         (address, pid) => format!("{address}, process {pid}"),
     };
-    let row = |device: String, used_bytes, total_bytes, models| Worker {
+    let row = |device: String, models| Worker {
         worker: name.clone(),
         device,
-        used_bytes,
-        total_bytes,
         models,
         running: worker.running,
         waiting: worker.waiting,
     };
     if worker.devices.is_empty() {
-        return vec![row("none reported".to_owned(), 0, 0, 0)];
+        return vec![row("none reported".to_owned(), 0)];
     }
-    let device = |device: &DeviceReport| {
-        let used = device.total.saturating_sub(device.free);
-        row(format!("{} {}", device.index, device.name), used, device.total, device.models.len())
-    };
+    let device = |device: &DeviceReport| row(format!("{} {}", device.index, device.name), device.models.len());
     worker.devices.iter().map(device).collect()
 }
 

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::done::{Done, Running};
 use crate::engine::event::{Commit, CommitFault, Effect, Event, Fetch, Found};
-use crate::engine::run::{Done, Engine, Running};
+use crate::engine::run::Engine;
 use crate::engine::scribe::Note;
 use crate::engine::view::{EnsureUpdate, Trust, What};
 use crate::engine::{fetch, sources};
@@ -24,7 +25,7 @@ const PATROL_BYTES_PER_SECOND: u64 = 100 * MIB;
 impl Engine {
     /// Starts one effect.
     pub(crate) fn start(&mut self, effect: Effect) {
-        self.tracer.effect(&effect, self.clock.now(), &self.clock);
+        self.spans.effect(&effect, self.clock.now(), &self.clock);
         match effect {
             Effect::Inspect { blob, models } => {
                 self.on_disk(move |store, _| {

@@ -133,7 +133,7 @@ impl Engine {
                 Ok(flight) if flight.ended.is_none() => continue,
                 Ok(flight) => {
                     let failed = flight.ended.as_ref().and_then(|ended| ended.as_ref().err()).map(ToString::to_string);
-                    self.tracer.flight_ended(id, failed, now);
+                    self.spans.flight_ended(id, failed, now);
                     self.change(Change::Flight { flight: Box::new(flight), began: false });
                 }
                 Err(_) => {}

@@ -14,10 +14,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
+use crate::engine::done::Done;
 use crate::engine::event::{Broken, Event, Fetch};
 use crate::engine::gauges::outcome;
 use crate::engine::pace::Pace;
-use crate::engine::run::Done;
 use crate::fault::Fault;
 use crate::ids::BlobId;
 use crate::metrics::{self, RequestOutcome};

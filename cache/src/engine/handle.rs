@@ -10,7 +10,7 @@ use crate::engine::known::Known;
 use crate::engine::outlook::{Estimate, Outlook};
 use crate::engine::view::{
     EnsureRequest, EnsureUpdate, EvictReport, Explanation, FlightView, ImportedFile, LeaseView, ModelFilter, ModelPage,
-    ModelView, MoveReport, NodeView, Occurrence, Position, PredictView, RamHold, StateView, Tier, Told, Trace,
+    ModelView, MoveReport, NodeView, Occurrence, Position, PredictView, RamHold, SpanTree, StateView, Tier, Told,
 };
 use crate::fault::Fault;
 use crate::ids::{FlightId, LeaseId, ModelKey, OriginName, Seq};
@@ -74,7 +74,7 @@ pub(crate) enum Command {
     Explain(ModelKey, oneshot::Sender<Result<Explanation, Fault>>),
     Watch(Option<Seq>, oneshot::Sender<Watch>),
     Follow(Option<Position>, oneshot::Sender<Follow>),
-    Trace(mpsc::Sender<Trace>, oneshot::Sender<()>),
+    Spans(mpsc::Sender<SpanTree>, oneshot::Sender<()>),
     Import {
         path: PathBuf,
         dry_run: bool,
@@ -360,8 +360,8 @@ impl EngineHandle {
     /// # Errors
     ///
     /// [`Fault::ShuttingDown`].
-    pub async fn trace_to(&self, sink: mpsc::Sender<Trace>) -> Result<(), Fault> {
-        self.ask(|reply| Command::Trace(sink, reply)).await
+    pub async fn spans_to(&self, sink: mpsc::Sender<SpanTree>) -> Result<(), Fault> {
+        self.ask(|reply| Command::Spans(sink, reply)).await
     }
 
     /// Adopts a file, or every model file below a folder. One row for each file, as it goes.

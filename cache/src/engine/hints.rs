@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, oneshot};
 
+use crate::engine::done::Done;
 use crate::engine::event::Event;
 use crate::engine::handle::{Command, EngineHandle};
-use crate::engine::run::{Done, Engine};
+use crate::engine::run::Engine;
 use crate::engine::view::What;
 use crate::fault::Fault;
 use crate::ids::ModelKey;

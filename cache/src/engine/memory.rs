@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::clock::Tick;
 use crate::config::RamConfig;
+use crate::engine::done::Done;
 use crate::engine::event::Event;
 use crate::engine::fetch::Landing;
-use crate::engine::run::{Done, Engine};
+use crate::engine::run::Engine;
 use crate::engine::scribe::Note;
 use crate::engine::view::{EnsureReady, EnsureUpdate, TierView};
 use crate::fault::Fault;
@@ -199,7 +200,8 @@ impl Engine {
         if advice.release > 0 {
             crate::metrics::ram_pressure(look.source.word());
             self.apply(Event::Pressure { release: advice.release, source: look.source.word() });
-        } else if advice.growth > 0 {
+        } else if advice.calm {
+            // Also where nothing may grow by itself: whoever waits for RAM must not wait for more of it than is needed.
             self.apply(Event::PressureOver { growth: advice.growth });
         }
         // After the release, which is the reason; the limit asks for nothing that is leaving.

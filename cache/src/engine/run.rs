@@ -9,14 +9,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 
-use crate::catalog::OriginSnapshot;
 use crate::clock::{Clock, Tick};
 use crate::config::EngineConfig;
 use crate::engine::callers::Callers;
 use crate::engine::changes::Changes;
 use crate::engine::chronicle::Chronicle;
+use crate::engine::done::{Done, Evicting, Running};
 use crate::engine::event::{Effect, Event, RequestId};
 use crate::engine::fetch::Lines;
 use crate::engine::forecast::Forecast;
@@ -31,17 +30,15 @@ use crate::engine::pace::Pace;
 use crate::engine::page_cache::PageCache;
 use crate::engine::recorder::Recorder;
 use crate::engine::scribe::{NOTES_MAX, Scribe};
-use crate::engine::sources::{Located, Sources};
+use crate::engine::sources::Sources;
+use crate::engine::spans::Spans;
 use crate::engine::state::{Executor, State, StateConfig};
-use crate::engine::trace::Tracer;
-use crate::engine::view::{EvictReport, OriginState, What};
+use crate::engine::view::{OriginState, What};
 use crate::fault::Fault;
 use crate::heap;
 use crate::ids::{BlobId, EnsureId, FlightId, ModelKey, OriginName};
-use crate::manifest::Manifest;
 use crate::metrics;
 use crate::origin::Origin;
-use crate::piece::Cv;
 use crate::store::{BlockPool, Partial, Store};
 
 /// Reports that may wait for the loop. Each worker has one at a time, so this is never reached; it is a bound.
@@ -62,44 +59,6 @@ const TRIM_AFTER: Duration = Duration::from_secs(2);
 /// Models that origins are asked for at once: a set of a thousand unknown names must not become a thousand requests.
 const LOCATES_MAX: usize = 16;
 
-/// What work reports to the loop.
-#[derive(Debug)]
-pub(crate) enum Done {
-    Event(Event),
-    Opened(FlightId, Result<Opened, Fault>),
-    Listed(OriginName, Result<OriginSnapshot, Fault>, Option<oneshot::Sender<Result<(), Fault>>>),
-    Located(ModelKey, Result<Located, Fault>),
-    Relocated(FlightId, OriginName, Result<Option<Found>, Fault>),
-    /// A lock ended; before it, so many bytes were in the page cache already.
-    Held(BlobId, u64, Result<Arc<crate::resident::Held>, Fault>),
-    Pressed(crate::resident::pressure::Pressure),
-    Noted(u64),
-    Hinted(crate::engine::hints::Looked),
-    ReserveImport(u64, oneshot::Sender<Result<(), Fault>>),
-    UnreserveImport(u64),
-}
-
-/// An open unfinished blob, and its pieces that have been verified again.
-pub(crate) type Opened = (Arc<Partial>, Vec<(u32, Cv)>);
-
-/// What looking a source up again found.
-pub(crate) type Found = (crate::catalog::Listed, Option<Manifest>, crate::engine::event::Relocated);
-
-/// A request that is under way.
-#[derive(Debug)]
-pub(crate) struct Running {
-    pub(crate) stop: CancellationToken,
-    pub(crate) received: Arc<AtomicU64>,
-}
-
-/// An eviction whose answer waits until the bytes are gone.
-#[derive(Debug)]
-pub(crate) struct Evicting {
-    pub(crate) waiting: Vec<BlobId>,
-    pub(crate) report: EvictReport,
-    pub(crate) reply: oneshot::Sender<Result<EvictReport, Fault>>,
-}
-
 /// The engine's task.
 pub(crate) struct Engine {
     pub(crate) state: State,
@@ -116,7 +75,7 @@ pub(crate) struct Engine {
     pub(crate) callers: Callers,
     pub(crate) chronicle: Chronicle,
     pub(crate) changes: Changes,
-    pub(crate) tracer: Tracer,
+    pub(crate) spans: Spans,
     pub(crate) ram: Ram,
     pub(crate) forecast: Forecast,
     pub(crate) ledger: Ledger,
@@ -222,7 +181,7 @@ pub async fn start(config: EngineConfig) -> Result<EngineHandle, Fault> {
         chronicle: Chronicle::new(inventory.events, inventory.next_seq, NOTES_MAX as u64, events_max)
             .of_run(clock.wall().0),
         changes: Changes::default(),
-        tracer: Tracer::default(),
+        spans: Spans::default(),
         open: HashMap::new(),
         running: HashMap::new(),
         evicting: Vec::new(),
@@ -338,7 +297,7 @@ impl Engine {
         self.forecast.reshaped |= event.reshapes();
         self.changes.dirty = true;
         self.notice(&event);
-        self.tracer.event(&event, self.clock.now());
+        self.spans.event(&event, self.clock.now());
         self.count_event(&event);
         self.enter_request(&event);
         let lists = matches!(event, Event::Catalog(_));

@@ -7,18 +7,15 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::catalog::OriginSnapshot;
+use crate::engine::done::{Done, Evicting};
 use crate::engine::event::Event;
 use crate::engine::handle::{Command, Verified};
-use crate::engine::run::{Done, Engine, Evicting, SPACE_AGE_MAX};
-use crate::engine::scribe::Note;
+use crate::engine::run::{Engine, SPACE_AGE_MAX};
 use crate::engine::view::{
-    EnsureRequest, EnsureUpdate, ImportOutcome, ImportedFile, NodeView, OriginState, OriginView, Priority, RamHold,
-    Tier, What,
+    EnsureRequest, EnsureUpdate, ImportOutcome, ImportedFile, NodeView, Priority, RamHold, Tier,
 };
 use crate::fault::Fault;
-use crate::ids::{BlobId, EnsureId, ModelKey, OriginName};
-use crate::origin::Origin;
+use crate::ids::{BlobId, EnsureId, ModelKey};
 use crate::store::{Found, StoredLink};
 
 /// Rows of an import or a verification that may wait for their reader.
@@ -109,8 +106,8 @@ impl Engine {
             Command::Follow(since, reply) => {
                 let _ = reply.send(self.follow(since));
             }
-            Command::Trace(sink, reply) => {
-                self.tracer.trace_to(sink);
+            Command::Spans(sink, reply) => {
+                self.spans.send_to(sink);
                 let _ = reply.send(());
             }
             Command::Import { path, dry_run, reply } => {
@@ -256,91 +253,6 @@ impl Engine {
         }
     }
 
-    /// What was known of L4 before the restart.
-    pub(crate) fn recall_catalog(&mut self) {
-        for origin in &self.origins {
-            let Ok(Some(bytes)) = self.store.get_state(&state_name(origin.name())) else { continue };
-            match serde_json::from_slice::<OriginSnapshot>(&bytes) {
-                Ok(snapshot) if snapshot.origin == *origin.name() => self.sources.listed(snapshot),
-                Ok(_) => {}
-                Err(error) => tracing::warn!(origin = %origin.name(), %error, "the last listing is unreadable"),
-            }
-        }
-        self.apply(Event::Catalog(self.sources.catalog()));
-    }
-
-    /// Lists origins again, all or one.
-    pub(crate) fn refresh(&mut self, only: Option<OriginName>, reply: Option<oneshot::Sender<Result<(), Fault>>>) {
-        if only.is_none() {
-            self.refreshed = self.clock.now();
-        }
-        let wanted = |origin: &&Arc<Origin>| only.as_ref().is_none_or(|only| origin.name() == only);
-        let origins: Vec<Arc<Origin>> = self.origins.iter().filter(wanted).cloned().collect();
-        if origins.is_empty() {
-            let Some(reply) = reply else { return };
-            let _ = reply.send(match only {
-                Some(origin) => {
-                    let hint = "no such origin is configured; see tierd status".to_owned();
-                    Err(Fault::NotFound { what: format!("origin {origin}"), hint })
-                }
-                None => Ok(()),
-            });
-            return;
-        }
-        let (sender, mut replies) = mpsc::channel(origins.len());
-        for origin in origins {
-            let (done, at, sender) = (self.done.clone(), self.clock.wall(), sender.clone());
-            tokio::spawn(async move {
-                let result = origin.snapshot(at).await.map_err(|error| error.fault(origin.name(), "listing"));
-                let (told, heard) = oneshot::channel();
-                let _ = done.send(Done::Listed(origin.name().clone(), result, Some(told))).await;
-                let _ = sender.send(heard.await.unwrap_or(Err(Fault::ShuttingDown))).await;
-            });
-        }
-        drop(sender);
-        let Some(reply) = reply else { return };
-        tokio::spawn(async move {
-            let mut result = Ok(());
-            while let Some(listed) = replies.recv().await {
-                result = result.and(listed);
-            }
-            let _ = reply.send(result);
-        });
-    }
-
-    fn listed(&mut self, origin: &OriginName, result: Result<OriginSnapshot, Fault>) -> Result<(), Fault> {
-        let snapshot = match result {
-            Ok(snapshot) => snapshot,
-            Err(fault) => {
-                tracing::warn!(%origin, %fault, "could not be listed; what it had before stays known");
-                self.origin_is(origin, OriginState::Down, &fault.to_string());
-                return Err(fault);
-            }
-        };
-        match serde_json::to_vec(&snapshot) {
-            Ok(bytes) => self.scribe.note(Note::State(state_name(origin), bytes)),
-            Err(error) => tracing::error!(%origin, %error, "a listing could not be written"),
-        }
-        let before = self.sources.of(origin).0;
-        self.sources.listed(snapshot);
-        self.apply(Event::Catalog(self.sources.catalog()));
-        let models = self.sources.of(origin).0;
-        self.origin_is(origin, OriginState::Up, "");
-        if models != before {
-            self.record(What::Listed { origin: origin.clone(), models });
-        }
-        Ok(())
-    }
-
-    /// Notes an origin's state; a change is an occurrence.
-    fn origin_is(&mut self, origin: &OriginName, state: OriginState, detail: &str) {
-        if self.origin_states.insert(origin.clone(), state) != Some(state) {
-            // An idle node sets no gauges: this one must be told of all the same.
-            self.stale = true;
-            self.record(What::Origin { origin: origin.clone(), state, detail: detail.to_owned() });
-        }
-    }
-
     pub(crate) fn node(&self) -> NodeView {
         let (flights, ensures, leases, models_known) = self.state.counts();
         let now = self.clock.now();
@@ -356,24 +268,6 @@ impl Engine {
             models_path: self.models_path.clone(),
             workers: self.state.workers(now),
             activity: self.activity(),
-        }
-    }
-
-    fn origin(&self, origin: &Origin) -> OriginView {
-        let (connections, connections_allowed, bytes_per_second) = self.state.lane(origin.name());
-        let (models, listed) = self.sources.of(origin.name());
-        let health = origin.health();
-        OriginView {
-            origin: origin.name().clone(),
-            kind: origin.kind().to_owned(),
-            address: origin.address(),
-            state: health.state,
-            detail: health.detail,
-            models,
-            listed,
-            connections,
-            connections_allowed,
-            bytes_per_second,
         }
     }
 
@@ -473,8 +367,4 @@ impl Import {
         let (blob, bytes, how) = (adopted.blob, adopted.bytes, adopted.how);
         Ok(ImportOutcome::Adopted { model, blob, bytes, how, classified_by })
     }
-}
-
-fn state_name(origin: &OriginName) -> String {
-    format!("catalog-{origin}")
 }

@@ -35,8 +35,10 @@ impl ReliefLimits {
 pub struct Advice {
     /// Bytes to give back at once, coldest first. Whole models: more may go than is asked.
     pub release: u64,
-    /// Bytes that may be taken. 0 while memory is tight or was a moment ago.
+    /// Bytes that may be taken by what nobody waits for. 0 while memory is tight or was a moment ago.
     pub growth: u64,
+    /// Whether memory was not tight for a while: what somebody waits for may be taken, as far as the limit goes.
+    pub calm: bool,
 }
 
 /// What the tier has to give, when a look at the memory is weighed. All bytes.
@@ -135,7 +137,7 @@ impl Relief {
         let calm = self.tight.is_none_or(|tight| now.since(tight) >= calm);
         // What is leaving is not there yet: growth counts only what is.
         let growth = if calm { above.saturating_sub(margin) } else { 0 };
-        Advice { release, growth }
+        Advice { release, growth, calm }
     }
 }
 
@@ -235,9 +237,9 @@ mod tests {
             let look = Pressure { cgroup: group(used), ..look(40 * GIB, Level::Calm) };
             relief.weigh(&look, stock(8 * GIB, 0), at(0))
         };
-        assert_eq!(ask(10 * GIB), Advice { release: 0, growth: 4 * GIB });
-        assert_eq!(ask(15 * GIB), Advice { release: 0, growth: 0 });
-        assert_eq!(ask(16 * GIB), Advice { release: GIB, growth: 0 });
+        assert_eq!(ask(10 * GIB), Advice { release: 0, growth: 4 * GIB, calm: true });
+        assert_eq!(ask(15 * GIB), Advice { release: 0, growth: 0, calm: true });
+        assert_eq!(ask(16 * GIB), Advice { release: GIB, growth: 0, calm: false });
     }
 
     #[test]
@@ -250,6 +252,16 @@ mod tests {
         assert_eq!(growth(9 * GIB, Level::Calm, 11_000), 4 * GIB);
         assert_eq!(growth(40 * GIB, Level::Some, 12_000), 0);
         assert_eq!(growth(5 * GIB, Level::Calm, 60_000), 0);
+    }
+
+    #[test]
+    fn a_node_with_little_to_spare_is_calm_again_all_the_same() {
+        let mut relief = Relief::new(LIMITS);
+        let mut ask = |available, now| relief.weigh(&look(available, Level::Calm), stock(0, 0), at(now));
+        assert!(!ask(3 * GIB, 0).calm);
+        assert!(!ask(4 * GIB + 512 * MIB, 9_999).calm);
+        let over = ask(4 * GIB + 512 * MIB, 10_000);
+        assert!(over.calm && over.growth == 0, "less than the margin: nothing grows by itself, {over:?}");
     }
 
     /// A node with a tier and a process that takes memory, in steps of 5 ms. Looks wait to be weighed, releases take a while.

@@ -14,7 +14,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 use self::said::{Answer, ask_over, get, head, hello, lines, post, report, unchunked};
-use crate::rig::{Client, Content, Daemon, Fault, FaultOrigin, MIB, Settings, free_port, until, within};
+use crate::rig::{Client, Content, Daemon, Fault, FaultOrigin, MIB, Settings, assert_within, free_port, until, within};
 
 const VAE: &str = "vae/ae.safetensors";
 const LORA: &str = "loras/style.safetensors";
@@ -129,7 +129,7 @@ print(s.recv(99)[:15].decode(), flush=True); sys.stdin.read()", daemon.socket().
         drop(child.stdin.take());
         child.wait().expect("it ends");
         until("it is lost", 8, || async { client.node().await.workers.is_empty().then_some(()) }).await;
-        assert!(begun.elapsed().as_secs() < 8, "before its ten seconds are over");
+        assert_within(begun.elapsed(), std::time::Duration::from_secs(8), "what must not wait for its ten seconds");
         let why = daemon.until_event("the worker is lost", |event| match &event.what {
             Some(What::WorkerLost(lost)) => Some(lost.detail.clone()),
             _ => None,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 
-use super::{Client, FaultOrigin, until};
+use super::{Client, FaultOrigin, PATIENCE, until};
 
 /// What the configuration file says, beside what every test needs.
 #[derive(Debug, Clone, Default)]
@@ -21,17 +21,21 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// With this origin alone, and short patience.
+    /// With this origin alone.
     pub(crate) fn with_origin(origin: &FaultOrigin) -> Self {
         Self::default().http_origin("lab", &origin.url())
     }
 
-    /// Adds an HTTP origin with short patience.
+    /// With this origin alone, which is given up on soon: for what it does wrong. On a machine without time, one that does nothing
+    /// wrong is then asked twice.
+    pub(crate) fn with_hasty_origin(origin: &FaultOrigin) -> Self {
+        let hasty = "connect_timeout = \"2s\"\nrequest_timeout = \"2s\"\nstall_timeout = \"1s\"";
+        Self::default().origin(&format!("name = \"lab\"\nkind = \"http\"\nurl = \"{}\"\n{hasty}", origin.url()))
+    }
+
+    /// Adds an HTTP origin.
     pub(crate) fn http_origin(self, name: &str, url: &str) -> Self {
-        self.origin(&format!(
-            "name = \"{name}\"\nkind = \"http\"\nurl = \"{url}\"\n\
-             connect_timeout = \"2s\"\nrequest_timeout = \"2s\"\nstall_timeout = \"1s\""
-        ))
+        self.origin(&format!("name = \"{name}\"\nkind = \"http\"\nurl = \"{url}\""))
     }
 
     /// Adds a folder as origin.
@@ -123,6 +127,16 @@ impl Daemon {
         self.settings = change(std::mem::take(&mut self.settings));
     }
 
+    /// Gives it two GPUs: a made-up driver, built into its folder and found before any that is installed.
+    pub(crate) fn give_gpus(&mut self) {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/nvml.c");
+        let library = self.dir().join("libnvidia-ml.so.1");
+        let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(library).arg(source).status();
+        assert!(built.expect("what links Rust compiles C").success(), "the driver is not built");
+        let folder = self.dir().display().to_string();
+        self.settings(|settings| settings.env("LD_LIBRARY_PATH", &folder));
+    }
+
     /// Writes the configuration file that it would be started with.
     pub(crate) fn write_config(&self) {
         std::fs::write(self.config(), self.settings.text(self.dir.path())).expect("its folder can be written");
@@ -150,7 +164,7 @@ impl Daemon {
 
     /// Waits until the daemon answers.
     pub(crate) async fn until_ready(&mut self) {
-        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30) * PATIENCE;
         loop {
             if let Ok(client) = Client::connect(&self.socket()).await
                 && client.node.clone().get_node(tierd::rpc::pb::GetNodeRequest {}).await.is_ok()
@@ -197,14 +211,14 @@ impl Daemon {
     /// Waits for its end.
     pub(crate) async fn ended(&mut self, seconds: u64) -> ExitStatus {
         let mut child = self.child.take().expect("it runs");
-        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(seconds);
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(seconds) * PATIENCE;
         loop {
             if let Some(status) = child.try_wait().expect("it is our child") {
                 return status;
             }
             if tokio::time::Instant::now() > deadline {
                 self.child = Some(child);
-                panic!("the daemon does not end within {seconds} s");
+                panic!("the daemon does not end within {PATIENCE} times {seconds} s");
             }
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
@@ -343,11 +357,21 @@ impl Cli {
         self
     }
 
-    /// Runs a command to its end.
-    pub(crate) async fn run(&self, args: &[&str]) -> Done {
+    fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command.arg("--config").arg(&self.config).args(args).env("TIERD_SOCKET", &self.socket);
         command.env_remove("TIERD_TOKEN").envs(&self.env).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts a command that goes on by itself; whoever starts it ends it, and reads what it says.
+    pub(crate) fn spawn(&self, args: &[&str]) -> Child {
+        self.command(args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the binary runs")
+    }
+
+    /// Runs a command to its end.
+    pub(crate) async fn run(&self, args: &[&str]) -> Done {
+        let mut command = self.command(args);
         let run = tokio::task::spawn_blocking(move || command.output());
         let output = run.await.expect("it does not panic").expect("the binary runs");
         Done {

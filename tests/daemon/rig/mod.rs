@@ -11,6 +11,7 @@ pub(crate) mod content;
 pub(crate) mod daemon;
 pub(crate) mod http;
 pub(crate) mod origin;
+pub(crate) mod patience;
 pub(crate) mod pki;
 pub(crate) mod servers;
 pub(crate) mod watch;
@@ -25,29 +26,31 @@ pub(crate) use comfy::ComfyStub;
 pub(crate) use content::Content;
 pub(crate) use daemon::{Cli, Daemon, Settings};
 pub(crate) use origin::{Fault, FaultOrigin};
+pub(crate) use patience::{PATIENCE, assert_within, is_crowded};
 
 /// One MiB.
 pub(crate) const MIB: u64 = 1 << 20;
 /// The daemon's unit of fetch.
 pub(crate) const PIECE: u64 = 8 * MIB;
 
-/// Runs a test's body against a deadline. What the body holds is dropped while panicking, so a daemon shows its log.
+/// Runs a test's body against a deadline, and a crowded machine's patience. What the body holds is dropped while panicking, so a daemon
+/// shows its log.
 pub(crate) async fn within<T>(seconds: u64, body: impl Future<Output = T>) -> T {
     let mut body = pin!(body);
-    match tokio::time::timeout(Duration::from_secs(seconds), body.as_mut()).await {
+    match tokio::time::timeout(Duration::from_secs(seconds) * PATIENCE, body.as_mut()).await {
         Ok(out) => out,
-        Err(_) => panic!("not done within {seconds} s"),
+        Err(_) => panic!("not done within {PATIENCE} times {seconds} s"),
     }
 }
 
-/// Asks until the answer is there, every 5 ms.
+/// Asks until the answer is there, every 5 ms. The seconds are those of a machine with time, and end what hangs: see [`PATIENCE`].
 pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, seconds: u64, mut ask: impl FnMut() -> F) -> T {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(seconds);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(seconds) * PATIENCE;
     loop {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(tokio::time::Instant::now() < deadline, "{what}: not within {seconds} s");
+        assert!(tokio::time::Instant::now() < deadline, "{what}: not within {PATIENCE} times {seconds} s");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -254,10 +254,10 @@ impl State {
         }
     }
 
-    /// Whether something waits to come back.
+    /// Whether something waits to come back, or for the node to be calm again.
     #[must_use]
     pub fn ram_wants_back(&self) -> bool {
-        !self.memory.regrow.is_empty()
+        self.memory.paused || !self.memory.regrow.is_empty()
     }
 
     /// Starts to lock one blob. False if it must wait for pages on their way out, or for memory.

@@ -172,6 +172,21 @@ fn what_lands_for_ram_is_locked_at_once_whatever_else_of_its_set_is_missing() {
 }
 
 #[test]
+fn one_who_waits_while_memory_is_short_is_served_when_it_is_calm_though_nothing_may_grow() {
+    let mut world = World::new(7);
+    world.ensure(&[0], true, false);
+    world.run_to_the_end();
+    world.apply(Event::Pressure { release: 1, source: "test" });
+    world.ensure_in(&[0], true, false, true);
+    world.work_all();
+    assert_eq!(world.in_ram(), [0; 0]);
+    assert!(world.state.ram_wants_back(), "somebody must look whether it is calm again");
+    world.apply(Event::PressureOver { growth: 0 });
+    world.work_all();
+    assert_eq!(world.in_ram(), [0]);
+}
+
+#[test]
 fn a_restart_with_less_room_keeps_what_was_used_last() {
     let mut world = World::new(7);
     for n in [2, 1, 0] {

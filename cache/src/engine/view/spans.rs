@@ -2,7 +2,7 @@
 
 /// One ensure, from its request to its end.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Trace {
+pub struct SpanTree {
     /// Random, never zero.
     pub id: u128,
     /// The root first, each parent before its children.

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::clock::{Clock, Tick};
 use crate::engine::event::{Broken, Effect, Event, Fetch};
-use crate::engine::view::{EnsurePlan, EnsureRequest, Span, Tier, Trace, Value};
+use crate::engine::view::{EnsurePlan, EnsureRequest, Span, SpanTree, Tier, Value};
 use crate::ids::{BlobId, EnsureId, FlightId};
 use crate::metrics;
 
@@ -20,8 +20,8 @@ const NOTES_MAX: usize = 4096;
 
 /// What is known so far.
 #[derive(Debug, Default)]
-pub(crate) struct Tracer {
-    sink: Option<mpsc::Sender<Trace>>,
+pub(crate) struct Spans {
+    sink: Option<mpsc::Sender<SpanTree>>,
     ensures: BTreeMap<EnsureId, EnsureNote>,
     flights: BTreeMap<FlightId, FlightNote>,
     locks: BTreeMap<BlobId, Part>,
@@ -70,9 +70,9 @@ struct FlightNote {
     commit: Option<Part>,
 }
 
-impl Tracer {
+impl Spans {
     /// Gives traces to `sink` from here on.
-    pub(crate) fn trace_to(&mut self, sink: mpsc::Sender<Trace>) {
+    pub(crate) fn send_to(&mut self, sink: mpsc::Sender<SpanTree>) {
         self.sink = Some(sink);
     }
 
@@ -246,7 +246,7 @@ impl Tracer {
         self.forget();
         let Some(sink) = &self.sink else { return };
         if let Err(mpsc::error::TrySendError::Full(trace)) = sink.try_send(tree.done()) {
-            metrics::traces::dropped(trace.spans.len());
+            metrics::spans::dropped(trace.spans.len());
         }
     }
 }
@@ -321,8 +321,8 @@ impl Tree {
         span
     }
 
-    fn done(self) -> Trace {
-        Trace { id: fastrand::u128(1..), spans: self.spans }
+    fn done(self) -> SpanTree {
+        SpanTree { id: fastrand::u128(1..), spans: self.spans }
     }
 }
 
