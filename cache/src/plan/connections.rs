@@ -32,6 +32,8 @@ pub struct Connections {
     saturated: bool,
     held_until: Tick,
     rate: f64,
+    /// Whether something was being fetched when the window began.
+    active: bool,
 }
 
 impl Connections {
@@ -54,6 +56,7 @@ impl Connections {
             saturated: false,
             held_until: Tick::default(),
             rate: 0.0,
+            active: false,
         }
     }
 
@@ -98,7 +101,9 @@ impl Connections {
         // After an idle spell the first window would measure the idleness.
         let believable = active && elapsed < WINDOW * 5;
         let saturated = self.saturated;
-        self.rate = if elapsed < WINDOW * 5 { fetched as f64 / elapsed.as_secs_f64() } else { 0.0 };
+        // A slow link has windows as long as its blocks take.
+        self.rate = if elapsed < WINDOW * 5 || self.active { fetched as f64 / elapsed.as_secs_f64() } else { 0.0 };
+        self.active = active;
         (self.window_start, self.window_bytes, self.saturated) = (now, bytes, true);
         if !believable || !saturated {
             self.unsettled = SETTLE;
@@ -167,6 +172,19 @@ mod tests {
             let (_, most) = run(max, 200, |n| u64::from(n) * 1_000_000);
             assert!(most <= max, "{most} of {max}");
         }
+    }
+
+    #[test]
+    fn a_slow_link_has_a_rate_and_an_idle_spell_has_none() {
+        let mut connections = Connections::new(64);
+        let second = |n: u64| Tick(n * 1_000_000);
+        connections.sample(0, true, second(1));
+        connections.sample(1_000_000, true, second(2));
+        assert_eq!(connections.rate(), 1_000_000);
+        connections.sample(3_000_000, false, second(3));
+        assert_eq!(connections.rate(), 2_000_000);
+        connections.sample(4_000_000, true, second(3600));
+        assert_eq!(connections.rate(), 0, "it was idle for most of that");
     }
 
     #[test]

@@ -27,6 +27,7 @@
 //! | `check` | the invariants, for tests and debug builds |
 
 mod check;
+mod course;
 mod demote;
 mod dispatch;
 mod ensure;
