@@ -52,7 +52,7 @@ pub(super) const OPTIONS: [Spec; 9] = [
         Kind::Flag,
         Is("false"),
         "true",
-        "Whether tierd carries advice out itself, by ComfyUI's `POST /free`, at idle servers on this machine. That unloads every model of the server, so it is the operator's to allow.",
+        "Whether tierd carries advice out itself, by ComfyUI's `POST /free`, at idle servers on this machine. That unloads every model of the server, which ComfyUI does by moving it into memory of its own: it takes a while and as much RAM. So it is the operator's to allow.",
     ),
     option(
         Comfy,

@@ -13,7 +13,7 @@ use crate::engine::run::Engine;
 use crate::engine::view::{EnsureReady, EnsureRequest, Priority};
 use crate::ids::EnsureId;
 use crate::metrics;
-use crate::plan::calibration::{Calibration, Class, Prediction};
+use crate::plan::calibration::{Calibration, Class, Prediction, waited};
 
 /// Shortest time between two outlooks while bytes move: what a scheduler reads is at most this old.
 const OUTLOOK_INTERVAL: Duration = Duration::from_millis(25);
@@ -107,7 +107,7 @@ impl Engine {
         let actual = ready.elapsed.as_secs_f64();
         let error = Arc::make_mut(&mut self.forecast.calibration).compare(&told, actual);
         metrics::estimate_error(error);
-        metrics::estimate_compared(told.class, told.p50, actual);
+        metrics::estimate_compared(told.class, told.p50, waited(actual));
         if told.class == Class::Hit {
             self.state.looked(models, ready.elapsed);
         }

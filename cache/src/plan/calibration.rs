@@ -14,8 +14,11 @@ const PRIOR_SPREAD: f64 = 0.47;
 const PRIOR_WEIGHT: f64 = 2.0;
 /// Standard deviations between the middle and the 95th percentile of a normal distribution.
 const P95: f64 = 1.645;
-/// Shortest time that is compared: below, the clock and the scheduler of the system decide.
-const SECONDS_MIN: f64 = 0.0005;
+/// Shortest time of the engine's own that is compared: below, the clock and the scheduler of the system decide.
+const SECONDS_MIN: f64 = 0.0001;
+/// What a question and its answer take on their way, beside what the engine sees, as a caller waits for them too. Hits over the Unix
+/// socket of two cores: 0.8 ms more with Rust's gRPC (unoptimised), 1.0 ms with Python's.
+const WAY: f64 = 0.0009;
 /// Weight of what other classes of the same kind say, in comparisons: nothing beside a few of its own, all before the first.
 const KIN_WEIGHT: f64 = 0.25;
 /// Comparisons from which on one counts only for so much: a factor of 1.65, in natural logarithms.
@@ -100,6 +103,12 @@ impl Class {
     }
 }
 
+/// Seconds that a caller waits for what takes the engine so many.
+#[must_use]
+pub fn waited(engine: f64) -> f64 {
+    engine + WAY
+}
+
 /// What is expected, before and after correction.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prediction {
@@ -107,9 +116,9 @@ pub struct Prediction {
     pub class: Class,
     /// Seconds by the plan alone.
     pub raw: f64,
-    /// Seconds, corrected: half of the sets of this class took less.
+    /// Seconds, corrected, until a caller has its answer: half of the sets of this class took less.
     pub p50: f64,
-    /// Seconds, corrected: 95 of 100 took less.
+    /// The same: 95 of 100 took less.
     pub p95: f64,
 }
 
@@ -169,9 +178,8 @@ impl Calibration {
     #[must_use]
     pub fn correct(&self, class: Class, raw: f64) -> Prediction {
         let (mean, spread) = self.classes[class as usize].spread(self.kin(class.kind()));
-        // Below that, what answers take on their way decides, which nobody here can see.
-        let p50 = (raw * mean.exp()).max(SECONDS_MIN);
-        Prediction { class, raw, p50, p95: p50 * (P95 * spread).exp() }
+        let ours = raw * mean.exp();
+        Prediction { class, raw, p50: waited(ours), p95: ours * (P95 * spread).exp() + 2.0 * WAY }
     }
 
     /// What all classes of a kind are off by together; 0 before the first comparison.
@@ -182,12 +190,12 @@ impl Calibration {
         if weight > 0.0 { centred / weight } else { 0.0 }
     }
 
-    /// Compares a prediction with what it took. Returns how far off it was, as a share of that.
+    /// Compares a prediction with what it took the engine. Returns how far off it was, as a share of what a caller waited.
     pub fn compare(&mut self, told: &Prediction, actual: f64) -> f64 {
         let (raw, actual) = (told.raw.max(SECONDS_MIN), actual.max(SECONDS_MIN));
         let ratio = (actual / raw).clamp(1.0 / RATIO_MAX, RATIO_MAX);
         self.classes[told.class as usize].saw(ratio.ln());
-        let p50 = told.p50.max(SECONDS_MIN);
+        let (p50, actual) = (told.p50, waited(actual));
         if self.recent.len() == RECENT_MAX {
             self.recent.pop_front();
         }
@@ -251,8 +259,8 @@ mod tests {
             let told = calibration.correct(Class::FetchSmall, 1.0);
             calibration.compare(&told, 2.0);
         }
-        assert!((calibration.correct(Class::FetchLarge, 1.0).p50 - 2.0).abs() < 1e-6);
-        assert!((calibration.correct(Class::Lock, 1.0).p50 - 1.0).abs() < 1e-6);
+        assert!((calibration.correct(Class::FetchLarge, 1.0).p50 - waited(2.0)).abs() < 1e-6);
+        assert!((calibration.correct(Class::Lock, 1.0).p50 - waited(1.0)).abs() < 1e-6);
     }
 
     #[test]
@@ -262,7 +270,7 @@ mod tests {
             let told = calibration.correct(Class::Hit, 1.0);
             calibration.compare(&told, 0.1);
         }
-        assert!((calibration.correct(Class::Lock, 1.0).p50 - 1.0).abs() < 1e-9);
+        assert!((calibration.correct(Class::Lock, 1.0).p50 - waited(1.0)).abs() < 1e-9);
     }
 
     #[test]
@@ -288,7 +296,7 @@ mod tests {
         }
         let reliability = calibration.reliability();
         assert_eq!(reliability.samples, 3);
-        assert!((reliability.median_error - 0.2).abs() < 1e-9, "{reliability:?}");
+        assert!((reliability.median_error - 0.2).abs() < 1e-3, "{reliability:?}");
         assert!((reliability.within_twice - 2.0 / 3.0).abs() < 1e-9, "{reliability:?}");
     }
 }
