@@ -29,6 +29,8 @@ pub(crate) struct Stored {
     pub(crate) blob: BlobId,
     pub(crate) bytes: u64,
     pub(crate) ram: bool,
+    /// Whether it is being locked. How far that is, the page cache knows.
+    pub(crate) locking: bool,
 }
 
 /// A blob that may go to make room.
@@ -167,17 +169,20 @@ impl Outlook {
         let mut rows: Vec<ModelEstimate> = Vec::with_capacity(models.len());
         let mut moves: Vec<Move> = Vec::with_capacity(models.len());
         let mut blobs = BTreeSet::new();
-        let (mut flying, mut new_bytes, mut ram_bytes) = (BTreeSet::new(), 0, 0);
+        let (mut flying, mut new_bytes, mut ram_bytes, mut locking) = (BTreeSet::new(), 0, 0, 0);
         for model in models.iter().filter(|model| seen.insert(*model)) {
             let (row, step) = self.one(model, target);
-            let stored = self.shelf.models.get(model);
+            let stored = self.stored(model);
             blobs.extend(stored.map(|stored| stored.blob));
             flying.extend(row.flight);
             if row.fetch_bytes > 0 && row.flight.is_none_or(|flight| self.waits_for_room(flight)) {
                 new_bytes += row.bytes;
             }
-            if target == Tier::Ram && row.tier != Some(Tier::Ram) {
-                ram_bytes += row.bytes;
+            match stored.filter(|stored| stored.locking) {
+                // It has its room.
+                Some(stored) => locking += stored.bytes,
+                None if target == Tier::Ram && row.tier != Some(Tier::Ram) => ram_bytes += row.bytes,
+                None => {}
             }
             rows.push(row);
             moves.push(step);
@@ -201,8 +206,10 @@ impl Outlook {
         let fetch_bytes = rows.iter().map(|row| row.fetch_bytes).sum();
         let lock_bytes = moves.iter().map(|step| step.lock).sum();
         let settle_bytes = moves.iter().map(|step| step.settle).sum();
-        let seconds =
-            readiness::seconds(&moves, target == Tier::Ram, &self.ahead(&flying, fetch_bytes > 0), &self.rates);
+        let mut ahead = self.ahead(&flying, fetch_bytes > 0);
+        // What is being locked for this very set is not ahead of it.
+        ahead.locking = ahead.locking.saturating_sub(locking);
+        let seconds = readiness::seconds(&moves, target == Tier::Ram, &ahead, &self.rates);
         Estimate {
             prediction: self.calibration.correct(Class::of(fetch_bytes, lock_bytes, settle_bytes), seconds),
             models: rows,
@@ -354,7 +361,7 @@ mod tests {
 
     /// 100 MiB of disk of which 40 are free, 50 MiB of RAM of which 10 are free.
     fn node() -> Outlook {
-        let stored = |n, bytes, ram| Stored { blob: blob(n), bytes, ram };
+        let stored = |n, bytes, ram| Stored { blob: blob(n), bytes, ram, locking: false };
         let victim = |n, name: &str, bytes| Victim { blob: blob(n), model: key(name), bytes };
         let catalog = Catalog::from_entries([
             (key("vae/far"), entry(30 * MIB)),
@@ -409,6 +416,20 @@ mod tests {
         assert_eq!(estimate.models[0].lock_bytes, 20 * MIB);
         let estimate = node.estimate(&[key("vae/cold"), key("vae/hot")], Tier::Ram);
         assert!(matches!(estimate.obstacles[..], [Obstacle::NoMemory { .. }]), "{:?}", estimate.obstacles);
+    }
+
+    #[test]
+    fn what_is_being_locked_is_neither_ahead_of_itself_nor_in_need_of_room() {
+        let mut node = node();
+        let alone = node.estimate(&[key("vae/cold")], Tier::Ram);
+        node.locking = 20 * MIB;
+        let behind_another = node.estimate(&[key("vae/cold")], Tier::Ram);
+        assert!(behind_another.prediction.raw > 1.5 * alone.prediction.raw);
+        let shelf = Arc::get_mut(&mut node.shelf).expect("nobody else has it");
+        shelf.models.get_mut(&key("vae/cold")).expect("it is stored").locking = true;
+        let itself = node.estimate(&[key("vae/cold")], Tier::Ram);
+        assert!((itself.prediction.raw - alone.prediction.raw).abs() < 1e-9);
+        assert!(itself.demotes.is_empty() && !alone.demotes.is_empty());
     }
 
     #[test]

@@ -81,6 +81,10 @@ impl Memory {
         self.held.get(&blob).is_some_and(|held| held.stage == Stage::Locked)
     }
 
+    pub(crate) fn is_locking(&self, blob: BlobId) -> bool {
+        self.held.get(&blob).is_some_and(|held| held.stage == Stage::Locking)
+    }
+
     /// Bytes on their way in.
     pub(crate) fn locking(&self) -> u64 {
         self.held.values().filter(|held| held.stage == Stage::Locking).map(|held| held.bytes).sum()

@@ -36,7 +36,8 @@ impl State {
             let outdated = self.catalog.get(model).is_some_and(|entry| super::stored::is_outdated(link, blob, entry));
             if !outdated {
                 let ram = self.memory.is_locked(link.blob);
-                models.insert(model.clone(), Stored { blob: link.blob, bytes: blob.bytes, ram });
+                let locking = self.memory.is_locking(link.blob);
+                models.insert(model.clone(), Stored { blob: link.blob, bytes: blob.bytes, ram, locking });
             }
         }
         let disk = self.disk_victims(u64::MAX, Some(crate::plan::expected::Rank::RUNNING), now);
