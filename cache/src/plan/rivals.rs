@@ -2,7 +2,7 @@
 //! told of the same demand. Arithmetic only; nothing is decided by it.
 //!
 //! Compared is the disk: what a caller would have waited for what it does not have, at what bytes cost on this node. RAM is left out, for
-//! what is there is on the disk too, and callers say what they want there. All fades in [`HALF_LIFE`], so that last month does not count.
+//! what is there is on the disk too, and callers say what they want there. All fades by half in two days, so that last month does not count.
 
 use std::collections::HashMap;
 use std::time::Duration;
