@@ -1,6 +1,6 @@
 //! `cargo bench --bench placement`: readiness over the Unix socket beside an empty tonic handler on the same machine, in turns,
 //! idle and while a download runs at full speed, and what that download brings, alone and beside the calls. Prints medians; judges
-//! nothing. `TIERD_BENCH_DAEMON` names another build to hold against this one, in turns.
+//! nothing. `TIERD_BENCH_DAEMON` names another build of the daemon, to be measured in place of this one.
 
 #![allow(missing_docs, reason = "a program")]
 

@@ -1,7 +1,6 @@
 //! The RAM tier in action: maps and locks what the state asks for, measures what the node can spare, listens to its pressure.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -19,7 +18,7 @@ use crate::resident::budget::{self, Binding, Inputs};
 use crate::resident::limits::read_limits;
 use crate::resident::pressure::{Pressure, Watch};
 use crate::resident::relief::{Relief, ReliefLimits, Stock, next_look};
-use crate::resident::{Held, Mode, Resident, resident_bytes};
+use crate::resident::{Held, Mode, Resident, cached_bytes};
 
 /// The name under which the set that is to be locked again after a restart is kept.
 const RESIDENT_STATE: &str = "resident";
@@ -277,7 +276,7 @@ impl Engine {
         let landed = self.ram.landed.remove(&blob);
         self.on_disk(move |_, _| {
             let started = clock.now();
-            let found = File::open(&path).and_then(|file| resident_bytes(&file, 0..bytes)).unwrap_or(0);
+            let found = cached_bytes(&path, bytes);
             let held = match landed.map(Arc::try_unwrap) {
                 Some(Ok(landed)) => landed.held.extend(0..bytes).map(|()| landed.held),
                 // A piece is still being read back: what is resident already costs next to nothing.

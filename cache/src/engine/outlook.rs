@@ -169,6 +169,7 @@ impl Outlook {
         let mut rows: Vec<ModelEstimate> = Vec::with_capacity(models.len());
         let mut moves: Vec<Move> = Vec::with_capacity(models.len());
         let mut blobs = BTreeSet::new();
+        let mut being_locked = BTreeSet::new();
         let (mut flying, mut new_bytes, mut ram_bytes, mut locking) = (BTreeSet::new(), 0, 0, 0);
         for model in models.iter().filter(|model| seen.insert(*model)) {
             let (row, step) = self.one(model, target);
@@ -179,8 +180,9 @@ impl Outlook {
                 new_bytes += row.bytes;
             }
             match stored.filter(|stored| stored.locking) {
-                // It has its room.
-                Some(stored) => locking += stored.bytes,
+                // It has its room; under another name it is the same.
+                Some(stored) if being_locked.insert(stored.blob) => locking += stored.bytes,
+                Some(_) => {}
                 None if target == Tier::Ram && row.tier != Some(Tier::Ram) => ram_bytes += row.bytes,
                 None => {}
             }

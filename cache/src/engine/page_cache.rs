@@ -3,13 +3,12 @@
 //! before an estimate that depends on it, never by the loop.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::clock::{Clock, Tick};
 use crate::ids::BlobId;
-use crate::resident::resident_bytes;
+use crate::resident::cached_bytes;
 use crate::store::Store;
 
 /// How long an answer counts as new: a scheduler that asks a thousand times a second costs one look.
@@ -56,11 +55,7 @@ impl PageCache {
         };
         let Some(store) = self.store.upgrade().filter(|_| !stale.is_empty()) else { return };
         let counted = tokio::task::spawn_blocking(move || {
-            let count = |(blob, bytes)| {
-                // A file that has just gone has nothing in the cache.
-                let file = File::open(store.blob_path(blob)).ok();
-                (blob, file.and_then(|file| resident_bytes(&file, 0..bytes).ok()).unwrap_or(0))
-            };
+            let count = |(blob, bytes)| (blob, cached_bytes(&store.blob_path(blob), bytes));
             stale.into_iter().map(count).collect::<Vec<_>>()
         });
         let Ok(counted) = counted.await else { return };

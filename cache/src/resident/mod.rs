@@ -192,6 +192,12 @@ pub fn resident_bytes(file: &File, range: Range<u64>) -> io::Result<u64> {
     }
 }
 
+/// The same of a whole file by its path; 0 of one that cannot be looked at, such as one that has just gone.
+#[must_use]
+pub fn cached_bytes(path: &Path, bytes: u64) -> u64 {
+    File::open(path).and_then(|file| resident_bytes(&file, 0..bytes)).unwrap_or(0)
+}
+
 /// Tries what may be locked. The limit of the process is believed only if the kernel indeed refuses one page more: a
 /// capability may be there or, inside a user namespace, look as if it were. A limit below `worth` is not used.
 fn probe(worth: u64) -> Mode {
